@@ -1,0 +1,305 @@
+"""The settings: one typed schema, yaml files that inherit from a base, overrides on the command line.
+
+Networks, miners and losses never see a config; ``cim/build.py`` hands them plain arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cim.errors import CimError
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Which photos, and where their artefacts live. Relative paths are relative to the current folder."""
+
+    dataset: Literal["voc", "coco", "folder"] = "folder"
+    root: str = "data/VOC2012"  # published tree (voc, coco)
+    train_split: str = "trainaug"  # voc: trainaug, val; coco: train2017, val2017; folder: train
+    eval_split: str = "val"  # also test-dev2017 (coco); folder: val
+    # folder data set
+    images: str | None = None  # training photos
+    tags: str | None = None  # tags.csv or COCO json; None: one sub-folder per class
+    val_images: str | None = None
+    val_tags: str | None = None
+    val_annotations: str | None = None  # COCO json with masks, evaluation only
+    train_annotations: str | None = None  # the same for the training photos (CorLoc), never seen by training
+    # artefacts; None: <root>/cim/<split>/... for voc and coco, <work_dir>/... for folders
+    proposals: str | None = None  # region store (or published cob/*.pkl) of the training split
+    val_proposals: str | None = None
+    features: str | None = None  # maps of a frozen trunk (train.cache_features); may be shared by runs
+    first_labels: str | None = None  # clusters store or published label_assign/*.pkl
+
+
+class ProposalConfig(Section):
+    """How proposals are made when none are given."""
+
+    method: Literal["grouping", "sam"] = "grouping"
+    max_proposals: int = 1000
+    sam_checkpoint: str | None = None
+    deep_features: bool = False  # group with the trunk's features as well as colour
+
+
+class PRMConfig(Section):
+    """Peak response network (METHOD section 2)."""
+
+    backbone: str = "resnet50_c5"  # published: the whole ResNet-50, stride 32
+    weights: str | None = None  # None: the library's own ImageNet weights; a file otherwise
+    checkpoint: str | None = None  # trained response network, e.g. published prm_voc.pth; None: <work_dir>/prm
+    image_size: int = 448
+    upsample: int = 8
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    batch_size: int = 16
+    epochs: float = 20.0
+    flip: bool = True
+    frozen_trunk: bool = False  # train the last layer alone, on features computed once
+    train_norms: bool = True  # batch norms learn; false for small batches and for weights with folded norms
+    feature_cache_gb: float = 4.0  # frozen trunk: keep features on disk up to this size, else compute them each time
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    workers: int = 2
+    seed: int = 0
+    checkpoint_every: int = 500  # updates
+
+
+class AssignConfig(Section):
+    """First labels (METHOD section 3)."""
+
+    peak_threshold: float = 10.0
+    mean_mask_threshold: float = 0.7
+    iou: float = 0.5
+    points: str | None = None  # folder of `x y class confidence` files: CIM-p
+
+
+class ModelConfig(Section):
+    """Networks (METHOD section 4)."""
+
+    backbone: str = "resnet50"
+    weights: str | None = None  # file with ImageNet weights; None: the library's own
+    head: Literal["mask_fuse", "region_pool"] = "mask_fuse"  # region_pool: light, for frozen trunks
+    hidden: int = 4096  # width of the two fully connected layers
+    refinements: int = Field(3, ge=1)  # K
+    roi_align: Literal["torchvision", "mmcv"] = "torchvision"
+    freeze: Literal["published", "all", "none"] = "published"  # how much of the trunk is not trained
+
+
+class MiningConfig(Section):
+    """Mining (METHOD section 5)."""
+
+    method: Literal["cim", "mist", "oicr", "pcl"] = "cim"
+    seed_fraction: float = 0.1  # p
+    cls_threshold: float = 0.25  # t_cls of branch 0
+    iou_threshold: float = 0.5  # t_iou of branch 0
+    threshold_step: float = 0.1
+    contain_threshold: float = 0.85  # t_con
+    big_fraction: float = 0.9
+    big_as_background: bool = False  # what the paper means; the published program never does it
+    anti_noise: bool = True  # sampling, step 5
+    containment: bool = True
+    integrity: bool = True  # the integrity (IoU) branch
+
+
+class LossConfig(Section):
+    """Loss weights (METHOD section 6)."""
+
+    mil: float = 1.0
+    pcl: float = 12.0
+    cls: float = 1.0
+    iou: float = 3.0
+    bag: float = 1.0
+    first_branch: float = 3.0  # factor on the weights w of branch 0
+    first_labels: bool = True
+    stable: bool = False  # gradients where the published program's clamp stops them (cim/losses.py)
+
+
+class TrainConfig(Section):
+    """Schedule of CIM training (METHOD section 7), stated in images."""
+
+    images_per_update: int = 4
+    updates: int = 45000
+    step: tuple[int, ...] = (30000,)
+    gamma: float = 0.1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 2.5e-4
+    bias_lr_factor: float = 2.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_updates: int = 500
+    warmup_factor: float = 1 / 3
+    rescale_momentum: bool = True
+    clip_grad: float | None = None
+    sides: tuple[int, ...] = (480, 576, 688, 864, 1200)  # long side, pixels
+    flip: bool = True
+    max_proposals: int = 1000
+    cache_features: bool = False  # frozen trunk, no flips: compute its maps once (data.features)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    workers: int = 2
+    seed: int = 0
+    checkpoint_every: int = 1000  # updates
+    keep_checkpoints: int = 2
+    picture_every: int = 1000  # updates; 0: never
+
+
+class InferConfig(Section):
+    """Inference and selection (METHOD section 8)."""
+
+    sides: tuple[int, ...] = (480, 576, 688, 864, 1200)
+    flip: bool = True
+    score_threshold: float = 1e-5
+    nms: Literal["box", "mask"] = "box"
+    nms_iou: float = 0.3
+    max_per_image: int = 100
+    max_proposals: int | None = None
+
+
+class ExportConfig(Section):
+    """Pseudo labels (METHOD section 8)."""
+
+    threshold: float = 0.3
+    threshold_kind: Literal["absolute", "quantile"] = "absolute"
+    keep_best_per_tag: bool = False
+    min_area: int = 0
+    mask_nms: float | None = None
+    empty_images: Literal["keep", "drop"] = "keep"
+    scores: Literal["keep", "weight", "drop"] = "keep"
+
+
+class RefineConfig(Section):
+    """Mask R-CNN on the pseudo labels."""
+
+    backbone: Literal["resnet50_fpn", "mobilenet_fpn"] = "resnet50_fpn"
+    weights: str | None = None
+    images_per_update: int = 16
+    updates: int = 18000
+    step: tuple[int, ...] = (12000, 16000)
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_updates: int = 500
+    min_side: int = 800
+    max_side: int = 1333
+    score_weighted: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    workers: int = 2
+    seed: int = 0
+    checkpoint_every: int = 1000
+
+
+class Config(Section):
+    """Everything; one yaml file."""
+
+    name: str = "cim"
+    work_dir: str = "runs/cim"
+    device: str = "auto"  # auto: CUDA when present
+    data: DataConfig = DataConfig()
+    proposals: ProposalConfig = ProposalConfig()
+    prm: PRMConfig = PRMConfig()
+    assign: AssignConfig = AssignConfig()
+    model: ModelConfig = ModelConfig()
+    mining: MiningConfig = MiningConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    infer: InferConfig = InferConfig()
+    export: ExportConfig = ExportConfig()
+    refine: RefineConfig = RefineConfig()
+
+
+def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """A config from a yaml file (or the name of one in configs/), its ``base`` chain and ``key=value`` overrides.
+
+    Raises:
+        CimError: missing file, bad yaml, unknown key (the nearest name is offered), value of the wrong type.
+    """
+    path = find_config(name)
+    values = _with_bases(path, ())
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise CimError("override is not KEY=VALUE", found=override, fix="--set train.lr=0.001")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise CimError(f"override is not yaml: {override}") from None
+        _assign(values, key.split("."), value)
+    values.setdefault("name", path.stem)
+    values.setdefault("work_dir", f"runs/{values['name']}")
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise _readable(error, path) from None
+
+
+def find_config(name: str | Path) -> Path:
+    """The yaml file meant by a path or by a bare name."""
+    for path in (Path(name), CONFIG_DIR / name, CONFIG_DIR / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml") if not p.stem.startswith("_"))
+    raise CimError("no such config", path=name, expected=f"a yaml file or one of {', '.join(known)}")
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """The resolved config, as yaml that :func:`load_config` reads."""
+    from cim.files import write_text
+
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise CimError("configs inherit from each other in a circle", path=path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise CimError("no such base config", path=path, found=f"named by {seen[-1]}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CimError("not a yaml file", path=path, found=error) from None
+    if not isinstance(values, dict):
+        raise CimError("config is not a mapping", path=path, expected="key: value lines", found=type(values).__name__)
+    base = values.pop("base", None)
+    if not isinstance(base, str | None):
+        raise CimError("base is not a file name", path=path, found=base)
+    return values if base is None else _merged(_with_bases(path.parent / base, (*seen, path)), values)
+
+
+def _merged(below: dict, above: dict) -> dict:
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _assign(values: dict, keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise CimError("override goes through a value that is not a section", found=".".join(keys))
+        values = inner
+    values[keys[-1]] = value
+
+
+def _readable(error: ValidationError, path: Path) -> CimError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return CimError(f"bad value for {key}", path=path, expected=first["msg"], found=repr(first["input"]))
+    section: Any = Config
+    for part in first["loc"][:-1]:
+        section = section.model_fields[part].annotation
+    near = difflib.get_close_matches(str(first["loc"][-1]), section.model_fields, n=1, cutoff=0.3)
+    return CimError(f"unknown setting {key}", path=path, fix=f"did you mean {near[0]}?" if near else None)
