@@ -1,0 +1,57 @@
+"""One record type for every data set. Training sees tags; masks stay in a file that evaluation opens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One photo.
+
+    Attributes:
+        image_id: unique in its data set.
+        path: the photo.
+        size: (H, W) in pixels, after EXIF rotation.
+        tags: classes said to be in it, each 0..C-1, sorted; empty when unknown.
+    """
+
+    image_id: int | str
+    path: Path
+    size: tuple[int, int]
+    tags: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A split of a data set.
+
+    Attributes:
+        name: for messages, e.g. "voc trainaug".
+        classes: C names.
+        category_ids: C ids that these classes carry in COCO json.
+        records: the photos.
+        annotations: COCO json with masks, read by evaluation alone; None when there is none.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    records: tuple[Record, ...]
+    annotations: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
+
+    @cached_property
+    def by_id(self) -> dict[int | str, Record]:
+        return {record.image_id: record for record in self.records}

@@ -1,0 +1,68 @@
+"""PASCAL VOC 2012 in the published tree: ``<root>/JPEGImages`` and ``<root>/annotations/voc_2012_<split>.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cim.datasets.base import Dataset
+from cim.datasets.tagfile import open_tag_file
+from cim.errors import CimError
+
+CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+SPLITS = ("trainaug", "val")
+_FIX = "python tools/pre/voc_annotations.py --devkit VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset"
+
+
+def image_id(name: str) -> int:
+    """The integer id of a VOC photo: its name without extension and underscore, 2007_000100 -> 2007000100.
+
+    Raises:
+        CimError: a name of another kind.
+    """
+    stem = name.split(".")[0]
+    digits = stem.replace("_", "")
+    if not digits.isdecimal():
+        raise CimError("not a VOC image name", expected="like 2007_000100", found=name)
+    return int(digits)
+
+
+def annotation_path(root: Path, split: str) -> Path:
+    """The json of a split.
+
+    Raises:
+        CimError: no such split.
+    """
+    if split not in SPLITS:
+        raise CimError("no such VOC split", expected=" or ".join(SPLITS), found=split)
+    return root / "annotations" / f"voc_2012_{split}.json"
+
+
+def open_voc(root: str | Path, split: str) -> Dataset:
+    """The split ``trainaug`` or ``val``. Classes are those of the json: VOC's 20, or another tree's in this layout.
+
+    Raises:
+        CimError: unknown split; missing or damaged json.
+    """
+    root = Path(root)
+    return open_tag_file(f"voc {split}", annotation_path(root, split), root / "JPEGImages", _FIX)
