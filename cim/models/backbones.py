@@ -1,0 +1,249 @@
+"""Trunks: from an image to one feature map (METHOD section 4).
+
+``build_backbone`` knows the published trunks by name and takes any convolutional model of timm
+besides. Parameter names inside a trunk are those of the library it comes from, so that weight files
+load as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cim.errors import CimError
+from cim.models.weights import load_trunk, read_weights, reason
+
+RANDOM = "none"  # instead of a weights file: leave the trunk as initialised
+Freeze = Literal["published", "all", "none"]
+
+_FEATURES = "forward_features"  # the method of timm's models that stops at the last feature map
+
+
+class Backbone(nn.Module):
+    """A trunk with declared geometry, frozen parts and batch norms that stay frozen through ``train()``.
+
+    Attributes:
+        stride: input pixels per step of the feature map.
+        channels: D.
+        pad_to: height and width are zero-padded (right, below) to a multiple of this.
+        method: the method of ``body`` that gives the feature map.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        stride: int,
+        channels: int,
+        *,
+        frozen: tuple[str, ...] = (),
+        train_norms: bool = False,
+        pad_to: int = 1,
+        method: str = "forward",
+    ) -> None:
+        super().__init__()
+        self.body, self.stride, self.channels = body, stride, channels
+        self.pad_to, self.method = pad_to, method
+        named = dict(body.named_modules())
+        self._frozen = [named[name] for name in frozen]  # a plain list: these are parts of body already
+        self._norms = (
+            [] if train_norms else [m for m in named.values() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        )
+        for module in (*self._frozen, *self._norms):
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        for module in (*self._frozen, *self._norms):
+            module.eval()
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        """float [B, 3, h, w] -> [B, D, ceil(h / stride), ceil(w / stride)] (about; VGG rounds down)."""
+        below, right = -image.shape[-2] % self.pad_to, -image.shape[-1] % self.pad_to
+        if below or right:
+            image = functional.pad(image, (0, right, 0, below))
+        return getattr(self.body, self.method)(image)
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """How to make one trunk.
+
+    Attributes:
+        make: the trunk's layers, random.
+        stride, channels, pad_to, method: see :class:`Backbone`.
+        frozen: parts that the published program does not train.
+        download: the library's own ImageNet weights.
+    """
+
+    make: Callable[[], nn.Module]
+    stride: int
+    channels: int
+    frozen: tuple[str, ...]
+    download: Callable[[], dict[str, Tensor]]
+    pad_to: int = 1
+    method: str = "forward"
+
+
+def build_backbone(
+    name: str, weights: str | Path | None = None, *, freeze: Freeze = "published", train_norms: bool = False
+) -> Backbone:
+    """A trunk by name.
+
+    Args:
+        name: "vgg16", "resnet50", "resnet50_c5", "hrnet_w48", "mobilenet_v2", "mobilenet_v2_s16", or a
+            convolutional model of timm.
+        weights: a file; None: the library's own ImageNet weights, downloaded; "none": random.
+        freeze: the published parts, the whole trunk, or nothing.
+        train_norms: train batch norms; False keeps them in eval mode and their parameters fixed (batches
+            here are single images).
+
+    Raises:
+        CimError: unknown name, weights that do not fit, or a failed download.
+    """
+    trunk = TRUNKS[name]() if name in TRUNKS else _timm_trunk(name)
+    body = trunk.make()
+    if weights is None:
+        load_trunk(body, _downloaded(name, trunk), f"ImageNet weights of {name}")
+    elif str(weights) != RANDOM:
+        load_trunk(body, read_weights(weights), weights)
+    frozen = {"published": trunk.frozen, "all": ("",), "none": ()}[freeze]  # "" is the body itself
+    return Backbone(
+        body,
+        trunk.stride,
+        trunk.channels,
+        frozen=frozen,
+        train_norms=train_norms,
+        pad_to=trunk.pad_to,
+        method=trunk.method,
+    )
+
+
+def _vgg16() -> Trunk:
+    def make() -> nn.Module:
+        layers = list(torchvision.models.vgg16(weights=None).features)[:-1]  # without pool5
+        layers[23] = nn.Identity()  # pool4; its place stays, so that the names of conv5 do
+        for conv in (layers[24], layers[26], layers[28]):
+            conv.dilation, conv.padding = (2, 2), (2, 2)
+        return nn.Sequential(OrderedDict(features=nn.Sequential(*layers)))
+
+    frozen = tuple(f"features.{i}" for i in range(10))  # conv1 and conv2
+    return Trunk(make, 8, 512, frozen, torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict)
+
+
+def _resnet50(last: int) -> Trunk:
+    parts = ("conv1", "bn1", "relu", "maxpool", *(f"layer{i}" for i in range(1, last + 1)))
+
+    def make() -> nn.Module:
+        whole = torchvision.models.resnet50(weights=None)
+        return nn.Sequential(OrderedDict((part, getattr(whole, part)) for part in parts))
+
+    get = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.get_state_dict
+    return Trunk(make, 2 ** (last + 1), 256 * 2 ** (last - 1), ("conv1", "bn1", "layer1"), get)
+
+
+def _mobilenet_v2(last: int, stride: int, channels: int) -> Trunk:
+    def make() -> nn.Module:
+        layers = torchvision.models.mobilenet_v2(weights=None).features[: last + 1]
+        return nn.Sequential(OrderedDict(features=layers))
+
+    frozen = tuple(f"features.{i}" for i in range(4))  # to stride 4, like the stem and layer1 of a ResNet
+    return Trunk(make, stride, channels, frozen, torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict)
+
+
+def _mobilenet_v2_d16() -> Trunk:
+    """MobileNet-V2 at stride 16 to its end (the last stride becomes a dilation), beside its last stride-16 block.
+
+    For the region-pooling head: positions twice as fine as usual, and mid-level features next to the last ones.
+    """
+
+    def make() -> nn.Module:
+        layers = torchvision.models.mobilenet_v2(weights=None).features
+        layers[14].conv[1][0].stride = (1, 1)
+        for block in layers[15:18]:
+            block.conv[1][0].dilation = block.conv[1][0].padding = (2, 2)
+        return _Beside(layers, 13)
+
+    get = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict
+    return Trunk(make, 16, 96 + 1280, ("",), get)
+
+
+class _Beside(nn.Module):
+    """Layers in a row; the output of one of them is put beside the last one's."""
+
+    def __init__(self, layers: nn.Sequential, tap: int) -> None:
+        super().__init__()
+        self.features, self.tap = layers, tap
+
+    def forward(self, image: Tensor) -> Tensor:
+        middle = self.features[: self.tap + 1](image)
+        return torch.cat([middle, self.features[self.tap + 1 :](middle)], 1)
+
+
+def _hrnet_w48() -> Trunk:
+    """timm's forward_features runs through ``final_layer``: the published trunk, name for name."""
+    stem = ("conv1", "bn1", "conv2", "bn2", "layer1", "transition1", "stage2")
+    return Trunk(lambda: _timm_model("hrnet_w48"), 32, 2048, stem, lambda: _timm_download("hrnet_w48"), 32, _FEATURES)
+
+
+def _timm_trunk(name: str) -> Trunk:
+    """Any convolutional model of timm; nothing of it is frozen. Stride and channels are measured."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*TRUNKS, *timm.list_models()], n=1)
+        fix = f"did you mean {near[0]}?" if near else None
+        raise CimError("unknown backbone", expected=f"{', '.join(TRUNKS)} or a model of timm", found=name, fix=fix)
+    side = 128
+    try:
+        with torch.no_grad():
+            features = _timm_model(name).eval().forward_features(torch.zeros(1, 3, side, side))
+        found = f"{list(features.shape)} from {name}"
+        fits = features.ndim == 4 and features.shape[2] == features.shape[3]
+    except (AssertionError, RuntimeError) as error:  # transformers that take one image size only
+        found, fits = f"{name}: {reason(error)}", False
+    if not fits:
+        raise CimError("backbone gives no feature map", expected="[1, D, h, w] for images of any size", found=found)
+    stride = side // features.shape[2]
+    download = partial(_timm_download, name)
+    return Trunk(partial(_timm_model, name), stride, features.shape[1], (), download, stride, _FEATURES)
+
+
+def _timm_model(name: str) -> nn.Module:
+    return timm.create_model(name, pretrained=False, num_classes=0)
+
+
+def _timm_download(name: str) -> dict[str, Tensor]:
+    return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+
+
+def _downloaded(name: str, trunk: Trunk) -> dict[str, Tensor]:
+    try:
+        return trunk.download()
+    except Exception as error:  # urllib, requests, httpx, hub and checksum errors have no common base
+        raise CimError(
+            f"cannot download the ImageNet weights of {name}",
+            found=reason(error),
+            fix="connect to the internet, or give a file: --set model.weights=FILE",
+        ) from error
+
+
+TRUNKS: dict[str, Callable[[], Trunk]] = {
+    "vgg16": _vgg16,
+    "resnet50": partial(_resnet50, 3),
+    "resnet50_c5": partial(_resnet50, 4),
+    "hrnet_w48": _hrnet_w48,
+    "mobilenet_v2": partial(_mobilenet_v2, 18, 32, 1280),
+    "mobilenet_v2_d16": _mobilenet_v2_d16,
+    "mobilenet_v2_s16": partial(_mobilenet_v2, 13, 16, 96),
+}
