@@ -1,0 +1,79 @@
+"""METHOD section 5 word by word, one pair of proposals at a time: what the vectorised miners must equal."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def slow_nms(score, iou, fraction, threshold):
+    """Kept proposals of one class, highest first."""
+    count = math.ceil(fraction * len(score))
+    kept = []
+    for j in sorted(range(len(score)), key=lambda i: -score[i])[:count]:
+        if all(iou[j, i] < threshold for i in kept):
+            kept.append(j)
+    return kept
+
+
+def slow_big(containment, contain_threshold=0.85, big_fraction=0.9):
+    """Step 1."""
+    n = len(containment)
+    return [sum(containment[i, j] > contain_threshold for j in range(n)) >= big_fraction * n for i in range(n)]
+
+
+def slow_complete(d, seeds, containment, big, contain_threshold=0.85):
+    """Step 3: for every seed the best proposal around it."""
+    found = []
+    for j in seeds:
+        best = None
+        for i in range(len(d)):
+            if containment[i, j] > contain_threshold and not big[i] and (best is None or d[i] > d[best]):
+                best = i
+        if best is not None and best not in found:
+            found.append(best)
+    return found
+
+
+def slow_spread(truths, iou, t_cls, t_iou):
+    """Step 6 from (proposal, class, weight) of the pseudo ground truths."""
+    n = len(iou)
+    klass, integrity, weight = np.full(n, -1), np.zeros(n), np.zeros(n)
+    for i in range(n):
+        best = None
+        for g, c, w in truths:
+            if best is None or iou[i, g] > best[0]:
+                best = (iou[i, g], c, w)
+        overlap, c, w = best
+        if overlap == 0:
+            continue
+        klass[i] = c if overlap >= t_cls else 0
+        integrity[i] = overlap > t_iou
+        weight[i] = w
+    return klass, integrity, weight
+
+
+def slow_mine(method, s, d, tags, iou, containment, branch, containment_on=True, big_as_background=False):
+    """(klass, integrity, weight, mined) of CIM (without sampling) or MIST; None when nothing is mined."""
+    t_cls, t_iou = 0.25 + 0.1 * branch, 0.5 + 0.1 * branch
+    w = s * d
+    big = slow_big(containment) if method == "cim" else None
+    owner = {}
+    for c in np.flatnonzero(tags):
+        if method == "mist" or not containment_on:
+            found = slow_nms((w if method == "mist" else s)[:, c], iou, 0.1, t_cls)
+        else:
+            found = slow_complete(d[:, c], slow_nms(s[:, c], iou, 0.1, t_cls), containment, big)
+        for i in found:
+            if i not in owner or w[i, c] > w[i, owner[i]]:  # step 4
+                owner[i] = c
+    if not owner:
+        return None
+    truths = sorted(((i, c + 1, w[i, c]) for i, c in owner.items()), key=lambda t: (t[1], t[0]))
+    klass, integrity, weight = slow_spread(truths, iou, t_cls, t_iou)
+    if big_as_background:
+        klass[big], integrity[big] = 0, 0
+    mined = np.zeros(len(iou), bool)
+    mined[list(owner)] = True
+    return klass, integrity, weight, mined
