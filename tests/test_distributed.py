@@ -1,0 +1,82 @@
+"""Two processes give the updates of one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from toys import Numbers, toy_fit, toy_model, toy_step
+
+from cim.engine import FitOptions, Schedule, load_checkpoint
+from cim.errors import CimError
+from cim.updates import Run
+
+SCHEDULE = Schedule(4, 24, steps=(12,))
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def worker(rank: int, world: int, ports: tuple[int, int], run_dir: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", WORLD_SIZE=str(world), RANK=str(rank), LOCAL_RANK=str(rank))
+
+    def train(port: int, stop_after: int) -> None:
+        os.environ["MASTER_PORT"] = str(port)
+
+        def stop(update: int, model) -> None:
+            if update == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        model = toy_model()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(rank)  # only the main process's weights may count
+        toy_fit(Path(run_dir), model=model, schedule=SCHEDULE, on_update=stop)
+
+    try:
+        train(ports[0], stop_after=13)  # the main process alone is told to stop: all stop together
+    except KeyboardInterrupt:
+        Path(run_dir, f"stopped{rank}").touch()
+    train(ports[1], stop_after=-1)  # a new port: the old meeting point may still be closing
+
+
+def test_two_processes_equal_one(tmp_path: Path):
+    """Different weights at first, stopped half-way, continued: the same updates as one process's."""
+    one = load_checkpoint(toy_fit(tmp_path / "one", schedule=SCHEDULE))["model"]
+    two = tmp_path / "two"
+    two.mkdir()
+    ports = (free_port(), free_port())
+    processes = mp.start_processes(worker, (2, ports, str(two)), nprocs=2, start_method="spawn", join=False)
+    deadline = time.monotonic() + 120
+    while not processes.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in processes.processes:
+                process.kill()
+            pytest.fail("the two processes wait for each other")
+    assert (two / "stopped0").exists() and (two / "stopped1").exists()
+    result = load_checkpoint(two / "final.pth")["model"]
+    for name, value in one.items():
+        torch.testing.assert_close(result[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_more_processes_than_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 8)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    with pytest.raises(CimError, match="more processes than images per update"):
+        Run(toy_model(), toy_step, [{"params": [], "lr": 1}], SCHEDULE, FitOptions(), torch.device("cpu"))
+
+
+def test_one_process_needs_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert toy_fit(tmp_path, source=Numbers(5)).is_file()

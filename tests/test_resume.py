@@ -1,0 +1,114 @@
+"""A run killed at any moment and started again ends with the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toys import toy_fit
+
+from cim.engine import load_checkpoint
+from cim.runlog import read_log
+
+
+def same(one: Path, two: Path) -> bool:
+    a, b = load_checkpoint(one)["model"], load_checkpoint(two)["model"]
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    return toy_fit(tmp_path_factory.mktemp("unbroken"))
+
+
+class Killed(Exception):
+    pass
+
+
+def run_until(run_dir: Path, last: int, **options) -> None:
+    def stop(update: int, model) -> None:
+        if update == last:
+            raise Killed
+
+    with pytest.raises(Killed):
+        toy_fit(run_dir, on_update=stop, **options)
+
+
+def test_killed_with_sigkill(tmp_path: Path, unbroken: Path):
+    """A program of its own, killed twice at points drawn anew every time, workers and all."""
+    command = [sys.executable, str(Path(__file__).parent / "toys.py"), str(tmp_path), "0.02", "1"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    for expected in ("update_00000005.pth", "update_00000010.pth"):
+        process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "checkpoints" / expected).exists() and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process.stderr.close()
+    assert not (tmp_path / "final.pth").exists()
+    done = subprocess.run(command, env=env, capture_output=True, check=True)
+    assert same(tmp_path / "final.pth", unbroken), done.stderr
+
+
+@pytest.mark.parametrize("last", [1, 5, 6, 12, 13, 23])
+def test_stopped_between_updates(tmp_path: Path, unbroken: Path, last: int):
+    """Before the first checkpoint, beside checkpoints, at learning rate steps, before the end."""
+    run_until(tmp_path, last)
+    assert same(toy_fit(tmp_path), unbroken)
+    numbers = [line["update"] for line in read_log(tmp_path / "log.jsonl")]
+    assert numbers == [line["update"] for line in read_log(unbroken.parent / "log.jsonl")]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
+def test_damaged_checkpoint_is_passed_over(tmp_path: Path, unbroken: Path, damage: str, caplog):
+    run_until(tmp_path, 13)
+    newest = tmp_path / "checkpoints" / "update_00000010.pth"
+    data = bytearray(newest.read_bytes())
+    if damage == "cut":
+        data = data[: len(data) // 2]
+    elif damage == "flipped":
+        data[data.index(load_checkpoint(newest)["model"]["body.0.weight"].numpy().tobytes()) + 9] ^= 0x40
+    elif damage == "empty":
+        data = bytearray()
+    else:
+        data = bytearray(b"GIF89a")
+    newest.write_bytes(bytes(data))
+    with caplog.at_level(logging.INFO):
+        final = toy_fit(tmp_path)
+    assert same(final, unbroken)
+    assert "damaged or foreign checkpoint" in caplog.text and "after update 5 of" in caplog.text
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path, unbroken: Path):
+    run_until(tmp_path, 7)
+    leftover = tmp_path / "checkpoints" / ".update_00000010.pth.abc.tmp.pth"
+    leftover.write_bytes(b"half")
+    assert same(toy_fit(tmp_path), unbroken)
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop(tmp_path: Path, unbroken: Path, number: signal.Signals):
+    """SIGTERM and Ctrl-C save first; the handlers of before are back afterwards."""
+    before = signal.getsignal(number)
+
+    def ask(update: int, model) -> None:
+        if update == 7:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        toy_fit(tmp_path, on_update=ask)
+    assert signal.getsignal(number) == before
+    assert (tmp_path / "checkpoints" / "update_00000008.pth").is_file()
+    assert same(toy_fit(tmp_path), unbroken)
