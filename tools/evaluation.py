@@ -1,0 +1,147 @@
+"""Metrics and diagnosis of detections: those of a config's run, or any COCO result file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from cim.build import build_dataset
+from cim.cli import add_config_args, parser, run
+from cim.coco_results import load_ground_truth, read_results
+from cim.config import Config, load_config
+from cim.datasets.base import Dataset
+from cim.detections import PublishedScores, Selection, detect, select_dataset, with_masks, write_results
+from cim.diagnosis import DETECTION_KINDS, TRUTH_KINDS, diagnose, plot_diagnosis
+from cim.errors import CimError
+from cim.files import read_json
+from cim.inference import evaluation_dir, find_checkpoint
+from cim.layout import Layout
+from cim.metrics_file import load_rows, markdown, merge_entries, metric_row
+from cim.oracle import oracle_results
+from cim.published import open_regions
+from cim.store import Store
+
+BASELINES = {"cim": "CIM", "mist": "MIST", "oicr": "OICR", "pcl": "PCL"}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options."""
+    target = parser(
+        __doc__,
+        "python tools/evaluation.py resnet50_voc --oracle\n"
+        "  python tools/evaluation.py resnet50_voc --branch mil          # row WSDDN, no second run of the network\n"
+        "  python tools/evaluation.py --results results.json --annotations val.json --output out",
+    )
+    add_config_args(target)
+    next(a for a in target._actions if a.dest == "config").nargs = "?"
+    target.add_argument("--results", type=Path, help="a COCO result file instead of the run's detections")
+    target.add_argument("--annotations", type=Path, help="COCO json with masks (default: that of the data set)")
+    target.add_argument("--detections", type=Path, help="a published detections.pkl or discovery.pkl")
+    target.add_argument("--checkpoint", help="evaluate the detections of this checkpoint or run folder")
+    target.add_argument("--split", help="default: data.eval_split")
+    target.add_argument("--branch", choices=("scores", "mil"), default="scores", help="mil: anti-noise branch alone")
+    target.add_argument("--nms", choices=("box", "mask"), help="default: infer.nms")
+    target.add_argument("--nms-iou", type=float, help="default: infer.nms_iou")
+    target.add_argument("--name", help="name of the row in metrics.json (default: the method's)")
+    target.add_argument("--oracle", action="store_true", help="also the rows of the best proposals")
+    target.add_argument("--metric", choices=("voc", "coco"), help="default: coco for COCO, voc otherwise")
+    target.add_argument("--corloc", action="store_true", help="also CorLoc (always on the training split)")
+    target.add_argument("--backend", choices=("faster", "pycocotools"), default="faster")
+    target.add_argument("--score-threshold", type=float, help="diagnose all detections above it")
+    target.add_argument("--output", type=Path, help="folder of metrics.json and diagnosis.json (default: work_dir)")
+    target.add_argument("--workers", type=int, default=1, help="processes of the selection")
+    return target
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table of all rows so far."""
+    args = get_parser().parse_args(argv)
+    if args.config is None and (args.results is None or args.annotations is None):
+        raise CimError("nothing to evaluate", expected="CONFIG, or --results with --annotations")
+    config = load_config(args.config, args.set) if args.config else None
+    split = args.split or (config.data.eval_split if config else "")
+    dataset = build_dataset(config.data, split) if config and not (args.results and args.annotations) else None
+    truth_path = args.annotations or (dataset.annotations if dataset else None)
+    if truth_path is None:
+        raise CimError(f"split {split} has no annotations with masks", fix="pass --annotations, or upload the results")
+    truth = load_ground_truth(truth_path)
+    path, folder, settings = _results(args, config, dataset, split)
+    metric = args.metric or ("coco" if config and config.data.dataset == "coco" else "voc")
+    rows = {_name(args, config): read_results(path, truth)}
+    if args.oracle:
+        if config is None:
+            raise CimError("--oracle needs the proposals", fix="pass CONFIG")
+        source = open_regions(Layout(config).proposals(split))
+        for name, kind in (("oracle", "equal"), ("oracle, ranked by IoU", "iou")):
+            rows[name] = oracle_results(truth, lambda i: with_masks(source.load(i), i), kind)
+    localise = args.corloc or bool(config and split == config.data.train_split)
+    scored = {
+        name: metric_row(truth, found, metric, with_corloc=localise, backend=args.backend)
+        for name, found in rows.items()
+    }
+    merge_entries(folder / "metrics.json", {"rows": scored, "settings": dict.fromkeys(rows, settings)})
+    diagnoses = {name: diagnose(truth, found, score_threshold=args.score_threshold) for name, found in rows.items()}
+    merge_entries(folder / "diagnosis.json", {"rows": diagnoses})
+    plot_diagnosis(read_json(folder / "diagnosis.json")["rows"], folder / "diagnosis.png")
+    _tell(folder, scored, diagnoses)
+    return 0
+
+
+def _results(
+    args: argparse.Namespace, config: Config | None, dataset: Dataset | None, split: str
+) -> tuple[Path, Path, dict]:
+    """Result file, output folder, and how the row was made."""
+    if args.results is not None:
+        folder = args.output or (Path(config.work_dir) if config else args.results.parent)
+        return args.results, folder, {"results": str(args.results), "split": split}
+    assert config is not None and dataset is not None
+    layout = Layout(config)
+    selection = Selection.of(config.infer)
+    given = {"nms": args.nms, "nms_iou": args.nms_iou}
+    selection = replace(selection, **{key: value for key, value in given.items() if value is not None})
+    settings = {"split": split, "selection": vars(selection), "branch": args.branch}
+    source = open_regions(layout.proposals(split))
+    if args.detections is not None:
+        folder = args.output or args.detections.parent
+        scores = PublishedScores(args.detections, len(dataset.classes))
+        path = folder / f"{args.detections.stem}_results.json"
+        write_results(path, select_dataset(dataset, source, scores, selection, workers=args.workers), len(dataset))
+        return path, folder, settings | {"detections": str(args.detections)}
+    base = evaluation_dir(layout, find_checkpoint(args.checkpoint, layout))
+    store = Store.open(base / "detections" / split, "detections", fix="python tools/test.py CONFIG")
+    plain = args.branch == "scores" and selection == Selection.of(config.infer)
+    name = "results" if plain else f"results_{args.branch}_{selection.nms}_{selection.nms_iou:g}"
+    path = detect(
+        dataset, source, store, store.root / f"{name}.json", selection, branch=args.branch, workers=args.workers
+    )
+    return path, args.output or base, settings | {"scores": store.provenance}
+
+
+def _name(args: argparse.Namespace, config: Config | None) -> str:
+    if args.name:
+        return args.name
+    if args.results is not None:
+        return args.results.stem
+    name = "WSDDN" if args.branch == "mil" else BASELINES[config.mining.method] if config else "CIM"
+    return name if args.nms is None else f"{name}, {args.nms} NMS"
+
+
+def _tell(folder: Path, scored: dict[str, dict], diagnoses: dict[str, dict]) -> None:
+    print(markdown(load_rows(folder)))
+    empty = next(iter(scored.values()))["classes_without_ground_truth"]
+    if empty:
+        print(f"\nclasses without ground truth: {', '.join(empty)}")
+        print("they count as 0 in mAP (the published mean) and are left out of mAP_present:")
+        for name, row in scored.items():
+            print(name, *(f"{k} {v:.1f}" for k, v in row.items() if k.startswith("mAP_present")))
+    for name, summary in diagnoses.items():
+        for part, kinds in (("detections", DETECTION_KINDS), ("ground_truth", TRUTH_KINDS)):
+            shares = ", ".join(f"{kind} {summary[part]['shares'][kind]:.0f} %" for kind in kinds)
+            print(f"{name}, {part.replace('_', ' ')} ({summary[part]['count']}): {shares}")
+    print(f"written: {folder / 'metrics.json'}, {folder / 'diagnosis.json'}, {folder / 'diagnosis.png'}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
