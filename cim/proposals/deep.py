@@ -1,0 +1,69 @@
+"""Feature maps of an ImageNet trunk as a cue for grouping: trained on image labels, never on masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from cim.errors import CimError
+from cim.models.backbones import build_backbone
+
+FeatureMaps = Callable[[np.ndarray], Sequence[np.ndarray]]
+"""Photo uint8 [H, W, 3] -> maps float32 [D, h, w], fine to coarse; an empty sequence: no cue."""
+
+_TAPS = {  # the last block at strides 8, 16 and 32
+    "mobilenet_v2": ("features.6", "features.13", "features.17"),
+    "resnet50_c5": ("layer2", "layer3", "layer4"),
+}
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+_STRIDE = 32
+
+
+class TrunkFeatures:
+    """Maps of a trunk at strides 8, 16 and 32; a :data:`FeatureMaps`.
+
+    Args:
+        name: "mobilenet_v2" or "resnet50_c5".
+        weights: ImageNet weights file; None: the library's own, downloaded once.
+        side: long side that photos are resized to, pixels.
+        device: torch device.
+
+    Raises:
+        CimError: unknown name, or weights that do not fit.
+    """
+
+    def __init__(
+        self, name: str = "mobilenet_v2", weights: str | Path | None = None, side: int = 640, device: str = "cpu"
+    ) -> None:
+        if name not in _TAPS:
+            raise CimError("no grouping cue from this backbone", expected=", ".join(_TAPS), found=name)
+        self.side, self.device = side, device
+        try:
+            self._trunk = build_backbone(name, weights, freeze="all").eval().to(device)
+        except CimError as error:
+            if weights is not None:
+                raise
+            fix = "connect to the internet, or --set proposals.weights=FILE or proposals.deep_features=false"
+            raise CimError(error.message, found=error.found, fix=fix) from error
+        self._maps: dict[str, torch.Tensor] = {}
+        layers = dict(self._trunk.body.named_modules())
+        for tap in _TAPS[name]:
+            layers[tap].register_forward_hook(lambda _layer, _inputs, out, tap=tap: self._maps.update({tap: out}))
+        self._taps = _TAPS[name]
+
+    def __call__(self, photo: np.ndarray) -> list[np.ndarray]:
+        """uint8 [H, W, 3] -> float32 maps [D, h, w] at strides 8, 16, 32."""
+        scale = self.side / max(photo.shape[:2])
+        height, width = (max(1, round(length * scale / _STRIDE)) * _STRIDE for length in photo.shape[:2])
+        small = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        pixels = (small.astype(np.float32) / 255 - _MEAN) / _STD
+        with torch.inference_mode():
+            self._trunk(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()).to(self.device))
+        maps = [self._maps[tap][0].float().cpu().numpy() for tap in self._taps]
+        self._maps.clear()
+        return maps

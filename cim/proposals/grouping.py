@@ -1,0 +1,73 @@
+"""Proposals without training: superpixels merged in several ways, ranked by how much they look like objects.
+
+In the line of Selective Search (IJCV 2013: many complementary groupings) and MCG (CVPR 2014: hierarchies of
+strong contours). The ImageNet trunk that the project needs anyway can join in as a cue; no mask is ever learnt from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cim.proposals.deep import FeatureMaps
+from cim.proposals.frame import enlarge, shrink
+from cim.proposals.hierarchy import distinct, grow_trees, tree_regions
+from cim.proposals.ranking import diverse_order, object_cues, objectness
+from cim.proposals.superpixels import make_superpixels
+from cim.regions import RegionSet
+
+
+@dataclass(frozen=True)
+class GroupingOptions:
+    """Settings of :func:`propose`.
+
+    Attributes:
+        max_proposals: the best n are kept.
+        side: long side at which the photo is segmented, pixels.
+        superpixels: segments at most.
+        max_iou: a region that overlaps a better one more than this is a duplicate.
+        min_area, max_area: size limits, fractions of the picture.
+    """
+
+    max_proposals: int = 1000
+    side: int = 256
+    superpixels: int = 500
+    max_iou: float = 0.9
+    min_area: float = 0.0008
+    max_area: float = 0.9
+
+
+_DEFAULT = GroupingOptions()
+
+
+def propose(image: np.ndarray, options: GroupingOptions = _DEFAULT, features: FeatureMaps | None = None) -> RegionSet:
+    """Regions of a photo that may be objects, best first.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        options: see :class:`GroupingOptions`.
+        features: deep feature maps of the photo (:class:`cim.proposals.deep.TrunkFeatures`); None: colour and
+            texture only.
+
+    Returns:
+        at most ``options.max_proposals`` regions in the photo's full frame, ``scores`` falling; none when the photo
+        has no structure (one colour, a single pixel).
+
+    Raises:
+        ValueError: the image is not uint8 [H, W, 3].
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"image must be uint8 [H, W, 3]; found {image.dtype} {list(image.shape)}")
+    small = shrink(image, options.side)
+    if small.size == 3:  # a single pixel has no neighbours to be grouped with
+        return RegionSet(np.zeros(image.shape[:2], np.int32), np.zeros((0, 1), bool))
+    sp = make_superpixels(small, options.superpixels, () if features is None else features(image))
+    trees = grow_trees(sp)
+    regions = np.concatenate([np.zeros((0, len(sp)), bool), *(tree_regions(tree) for tree in trees)])
+    share = regions @ sp.areas / sp.areas.sum()
+    regions = distinct(regions[(share >= options.min_area) & (share <= options.max_area)])
+    score = objectness(object_cues(sp, regions))
+    order = diverse_order(sp, regions, score, options.max_iou, options.max_proposals)
+    atoms = enlarge(sp.labels, image.shape[:2])
+    return RegionSet(atoms, regions[order], score[order].astype(np.float32)).compact()
