@@ -13,6 +13,7 @@ import numpy as np
 from cim.coco_results import GroundTruth, load_ground_truth, read_results
 from cim.datasets.base import Dataset
 from cim.errors import CimError
+from cim.export import as_results
 from cim.files import read_json
 from cim.photo import read_photo
 from cim.visualize import draw_entries, save_picture, side_by_side
@@ -87,7 +88,7 @@ class Album:
         """
         content = read_json(path, fix="python tools/test.py CONFIG")
         if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-            content = content["annotations"]  # pseudo labels
+            content = as_results(content)  # pseudo labels
         try:
             found = read_results(content, self.truth)
         except CimError as error:

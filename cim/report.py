@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from cim.charts import Line, line_chart, smooth
 from cim.errors import CimError
+from cim.export import NAME  # every score; its thresholded copies come first
 from cim.files import read_json, write_text
 from cim.gallery import LETTERING, Budget, cards, choose, inline_file, rank_photos
 from cim.report_numbers import Absent, Source, classes, curves, diagnosis, summary
@@ -169,7 +170,7 @@ def _update_of(path: Path) -> str:
 
 
 def _pseudo(source: Source, room: Budget, each: int, seed: int) -> dict[str, Any]:
-    files = sorted((source.run / "pseudo_labels").glob("*.json"), key=lambda path: ("thr" not in path.stem, path.stem))
+    files = sorted((source.run / "pseudo_labels").glob("*.json"), key=lambda path: (path.stem == NAME, path.stem))
     if not files:
         raise Absent("no pseudo labels yet", "python tools/generate_mask_for_MaskRCNN.py CONFIG")
     if source.train_album is None:

@@ -1,0 +1,344 @@
+"""Mask R-CNN on pseudo labels: what it is fed with, its weighted losses, training, detection, and the tools."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import small_run
+import torch
+import yaml
+from pycocotools import mask as coco_mask
+from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
+
+from cim import load_model
+from cim.build import build_dataset
+from cim.checkpoint import load_checkpoint
+from cim.config import load_config
+from cim.errors import CimError
+from cim.export import NAME, label_path
+from cim.layout import Layout
+from cim.mask_detector import MaskDetector, load_detector
+from cim.mask_pixels import mask_boxes, target_size
+from cim.models import mask_rcnn
+from cim.models.mask_rcnn import BUILDS, build_mask_rcnn, weighted_box_losses, weighted_mask_loss
+from cim.photo import read_photo
+from cim.refine import LabelSource, open_labels, refine_step
+
+TINY = {"channels": 8, "hidden": 16, "mask_layers": 1, "regions": 16, "before": 50, "after": 20}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_network():
+    """The light network, lighter still."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(mask_rcnn.BUILDS, "mobilenet_fpn", dataclasses.replace(BUILDS["mobilenet_fpn"], **TINY))
+        yield
+
+
+@pytest.fixture
+def truth(tmp_path):
+    return small_run.draw(tmp_path, 4)
+
+
+def edited(truth, change):
+    """The truth file, changed by ``change(content)``."""
+    content = json.loads(truth.read_text())
+    change(content)
+    truth.write_text(json.dumps(content))
+    return truth
+
+
+def opened(truth):
+    return open_labels(truth, truth.parent / "photos")
+
+
+# ---------------------------------------------------------------------- labels to samples
+
+
+def test_labels_become_samples(truth):
+    photos, classes = opened(truth)
+    assert classes == small_run.CLASSES and len(photos) == 4
+    sample = LabelSource(photos, 96, 128, flip=False).sample(1, np.random.default_rng(0))
+    mask = coco_mask.decode(photos[1].rles[0])
+    assert sample["image"].shape == (3, 96, 128) and sample["image"].min() >= 0 and sample["image"].max() <= 1
+    assert torch.equal(sample["target"]["masks"][0], torch.from_numpy(mask.repeat(2, 0).repeat(2, 1)))
+    ys, xs = np.nonzero(mask)
+    wanted = [2 * xs.min(), 2 * ys.min(), 2 * xs.max() + 2, 2 * ys.max() + 2]
+    assert sample["target"]["boxes"].tolist() == [wanted]
+    assert sample["target"]["labels"].tolist() == [2]
+    assert "weights" not in sample["target"]
+
+
+def test_mirrored_sample(truth):
+    photos, _ = opened(truth)
+    plain = LabelSource(photos, 48, 64, flip=False).sample(0, np.random.default_rng(0))
+    source = LabelSource(photos, 48, 64, weighted=True)
+    flipped = next(s for s in (source.sample(0, np.random.default_rng(k)) for k in range(20)) if is_flipped(s, plain))
+    assert torch.equal(flipped["target"]["masks"], plain["target"]["masks"].flip(-1))
+    assert flipped["target"]["boxes"][0, 0] == 64 - plain["target"]["boxes"][0, 2]
+    assert flipped["target"]["weights"].tolist() == [1]
+
+
+def is_flipped(sample, plain) -> bool:
+    return torch.equal(sample["image"], plain["image"].flip(-1))
+
+
+def test_weights_come_from_weight_then_score(truth):
+    def change(content):
+        content["annotations"][0]["score"] = 0.4
+        content["annotations"][1] |= {"score": 0.4, "weight": 0.8}
+
+    photos, _ = opened(edited(truth, change))
+    assert [p.weights for p in photos] == [(0.4,), (0.8,), (1.0,), (1.0,)]
+
+
+def test_crowds_polygons_empty_masks_and_images_without_labels(truth, caplog):
+    def change(content):
+        lines = content["annotations"]
+        lines[0]["iscrowd"] = 1
+        lines[1]["segmentation"] = {"size": list(small_run.SIZE), "counts": [small_run.SIZE[0] * small_run.SIZE[1]]}
+        lines[2]["segmentation"] = [[5, 5, 25, 5, 25, 20, 5, 20]]
+        del lines[3]
+
+    with caplog.at_level("INFO"):
+        photos, _ = opened(edited(truth, change))
+    assert [p.image_id for p in photos] == [3]
+    assert coco_mask.area(photos[0].rles[0]) == 300
+    assert "1 annotations left out: crowds" in caplog.text and "left out: without pixels" in caplog.text
+    assert "classes without any label" in caplog.text and "box" in caplog.text
+
+
+def test_degenerate_boxes_teach_nothing(truth):
+    def change(content):
+        mask = np.zeros(small_run.SIZE, np.uint8)
+        mask[10, 5:40] = 1
+        coded = coco_mask.encode(np.asfortranarray(mask))
+        content["annotations"][0]["segmentation"] = {"size": coded["size"], "counts": coded["counts"].decode()}
+
+    photos, _ = opened(edited(truth, change))
+    assert LabelSource(photos, 48, 64).sample(0, np.random.default_rng(0)) is None
+
+
+def test_missing_photo(truth):
+    (truth.parent / "photos" / "001.png").unlink()
+    with pytest.raises(CimError, match=r"1 of 4 labelled photos are missing.*001.png.*--images"):
+        opened(truth)
+
+
+def test_photo_of_another_size(truth):
+    def change(content):
+        for image, line in zip(content["images"], content["annotations"], strict=True):
+            image |= {"height": 60, "width": 60}
+            line["segmentation"] = [[5, 5, 25, 5, 25, 20]]
+
+    photos, _ = opened(edited(truth, change))
+    with pytest.raises(CimError, match="another size"):
+        LabelSource(photos, 48, 64).sample(0, np.random.default_rng(0))
+
+
+def test_only_crowds(truth):
+    with pytest.raises(CimError, match="no usable instance"):
+        opened(edited(truth, lambda content: [line.update(iscrowd=1) for line in content["annotations"]]))
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [((375, 500), (288, 384)), ((100, 400), (96, 384)), ((50, 50), (288, 288))]
+)
+def test_target_size(size, wanted):
+    assert target_size(size, 288, 384) == wanted
+
+
+def test_mask_boxes():
+    masks = np.zeros((3, 8, 9), np.uint8)
+    masks[0, 2:5, 3:9], masks[1, 7, 2:6] = 1, 1
+    boxes, good = mask_boxes(masks)
+    assert boxes[:2].tolist() == [[3, 2, 9, 5], [2, 7, 6, 8]]
+    assert good.tolist() == [True, False, False]
+
+
+# ---------------------------------------------------------------------- weighted losses
+
+
+def regions(seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    scores, regression = torch.randn(10, 4, generator=g), torch.randn(10, 16, generator=g)
+    labels = [torch.tensor([0, 1, 3, 0, 2]), torch.tensor([2, 0, 0, 1, 1])]
+    offsets = [torch.randn(5, 4, generator=g) for _ in range(2)]
+    return scores, regression, labels, offsets
+
+
+def test_weights_of_one_are_torchvisions_losses():
+    scores, regression, labels, offsets = regions()
+    ours = weighted_box_losses(scores, regression, labels, offsets, [torch.ones(5)] * 2)
+    for ours_, theirs in zip(ours, fastrcnn_loss(scores, regression, labels, offsets), strict=True):
+        assert torch.allclose(ours_, theirs)
+
+
+def test_background_keeps_its_weight():
+    scores, regression, labels, offsets = regions()
+    none, _ = weighted_box_losses(scores, regression, labels, offsets, [torch.zeros(5)] * 2)
+    klass = torch.cat(labels)
+    losses = torch.nn.functional.cross_entropy(scores, klass, reduction="none")
+    assert torch.allclose(none, losses[klass == 0].sum() / 10)
+
+
+def test_mask_loss():
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(3, 4, 7, 7, generator=g)
+    boxes = [torch.tensor([[0.0, 0, 8, 8], [2, 2, 9, 7]]), torch.tensor([[1.0, 1, 6, 6]])]
+    masks = [(torch.rand(2, 10, 10, generator=g) > 0.5).byte(), (torch.rand(1, 10, 10, generator=g) > 0.5).byte()]
+    labels, matched = [torch.tensor([1, 3]), torch.tensor([2])], [torch.tensor([0, 1]), torch.tensor([0])]
+    theirs = maskrcnn_loss(logits, boxes, masks, labels, matched)
+    ones = [torch.ones(2), torch.ones(1)]
+    assert torch.allclose(weighted_mask_loss(logits, boxes, masks, labels, matched, ones), theirs)
+    half = [torch.full((2,), 0.5), torch.full((1,), 0.5)]
+    assert torch.allclose(weighted_mask_loss(logits, boxes, masks, labels, matched, half), theirs / 2)
+    empty = [torch.zeros(0, dtype=torch.int64)]
+    nothing = weighted_mask_loss(logits[:0], [torch.zeros(0, 4)], masks[:1], empty, empty, [torch.zeros(0)])
+    assert nothing == 0
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return build_mask_rcnn("mobilenet_fpn", 2, "none", 48, 64)
+
+
+def test_weighted_second_stage_equals_torchvisions_with_ones(truth, network):
+    photos, _ = opened(truth)
+    rng = np.random.default_rng
+    plain = [LabelSource(photos, 48, 64, flip=False).sample(k, rng(0)) for k in range(2)]
+    weighted = [LabelSource(photos, 48, 64, flip=False, weighted=True).sample(k, rng(0)) for k in range(2)]
+    network.train()
+    losses = []
+    for samples in (plain, weighted):
+        torch.manual_seed(0)
+        losses.append(refine_step(network, samples, torch.Generator())[0])
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[0].items():
+        assert torch.allclose(value, losses[1][name]), name
+
+
+def test_frozen_layers_stay(network):
+    network.train()
+    trunk = network.backbone.trunk.body.features
+    assert not any(p.requires_grad for p in trunk[:4].parameters()) and trunk[10].conv[0][0].weight.requires_grad
+    assert not any(m.training for m in trunk.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"), [("mobilenet_fpn", (8, 16, 32, 64)), ("resnet50_fpn", (4, 8, 16, 32, 64))]
+)
+def test_pyramid_levels(name, strides):
+    levels = build_mask_rcnn(name, 2, "none", 48, 64).backbone.eval()(torch.zeros(1, 3, 128, 128))
+    assert [level.shape[-1] for level in levels.values()] == [128 // s for s in strides]
+
+
+# ---------------------------------------------------------------------- detection
+
+
+class Fixed(torch.nn.Module):
+    """Finds the same two boxes on every photo, as soft masks in its frame."""
+
+    def forward(self, images):
+        h, w = images[0].shape[1:]
+        masks = torch.zeros(3, 1, h, w)
+        masks[0, 0, : h // 2, : w // 2], masks[1, 0, h // 2 :] = 0.9, 0.6
+        masks[2] = 0.4  # never reaches one half
+        return [{"scores": torch.tensor([0.9, 0.5, 0.45]), "labels": torch.tensor([2, 1, 1]), "masks": masks}]
+
+
+@pytest.mark.parametrize("size", [(40, 60), (1000, 3200)])
+def test_detector(size):
+    detector = MaskDetector(Fixed(), ("a", "b"), torch.device("cpu"))
+    photo = np.zeros((*size, 3), np.uint8)
+    found = detector(photo)
+    assert found.klass.tolist() == [1, 0] and found.size == size
+    assert found.boxes[0].tolist() == pytest.approx([0, 0, size[1] / 2, size[0] / 2], abs=2)
+    assert coco_mask.decode(found.rles[0]).shape == size
+    assert detector(photo, None, [0]).klass.tolist() == [0]
+    assert len(detector(photo, threshold=0.95)) == 0 and detector(photo, threshold=0.95).boxes.shape == (0, 4)
+
+
+# ---------------------------------------------------------------------- end to end
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A trained run folder: config file."""
+    folder = tmp_path_factory.mktemp("refine")
+    path = small_run.small_config(folder)
+    values = yaml.safe_load(path.read_text())
+    values["refine"] = {
+        "backbone": "mobilenet_fpn",
+        "weights": "none",
+        "images_per_update": 2,
+        "updates": 2,
+        "step": [],
+        "warmup_updates": 0,
+        "lr": 0.001,
+        "min_side": 48,
+        "max_side": 64,
+        "score_weighted": True,
+        "workers": 0,
+    }
+    path.write_text(yaml.safe_dump(values))
+    labels = ("--labels", folder / "truth.json", "--images", folder / "photos")
+    assert small_run.run_tool("train_mask_rcnn", path, *labels) == 0
+    return path
+
+
+def test_training_leaves_a_checkpoint_and_a_row(trained):
+    layout = Layout(load_config(trained))
+    state = load_checkpoint(layout.refine_dir / "final.pth")
+    assert state["meta"]["kind"] == "mask_rcnn" and tuple(state["meta"]["classes"]) == small_run.CLASSES
+    log = [json.loads(text) for text in (layout.refine_dir / "log.jsonl").read_text().splitlines()]
+    assert "loss_mask" in str(log) and "loss_objectness" in str(log)
+    rows = json.loads(layout.metrics.read_text())["rows"]
+    assert "mAP@0.50" in rows["CIM + Mask R-CNN"]
+
+
+def test_predicts_without_proposals(trained):
+    layout = Layout(load_config(trained))
+    predictor = load_model(layout.refine_dir, device="cpu")
+    photo = build_dataset(load_config(trained).data, "val")[0].path
+    found = predictor.predict(photo, score_threshold=0.0)
+    assert predictor.classes == small_run.CLASSES and found.image.shape[:2] == small_run.SIZE
+    assert len(found.masks) == len(found)
+
+
+def test_same_weights_same_detections(trained):
+    path = Layout(load_config(trained)).refine_dir / "final.pth"
+    photo = read_photo(build_dataset(load_config(trained).data, "val")[0].path)
+    first, second = (load_detector(load_checkpoint(path), path, torch.device("cpu"))(photo) for _ in range(2))
+    assert np.array_equal(first.score, second.score) and first.rles == second.rles
+
+
+def test_one_more_round(trained, monkeypatch):
+    path = Layout(load_config(trained)).refine_dir / "final.pth"
+    state = load_checkpoint(path)
+    detector = load_detector(state, path, torch.device("cpu"))
+    fixed = MaskDetector(Fixed(), detector.classes, detector.device)
+    monkeypatch.setattr("cim.mask_detector.load_detector", lambda *_: fixed)
+    assert small_run.run_tool("generate_mask_for_MaskRCNN", trained, "--from-mask-rcnn") == 0
+    labels = label_path(load_config(trained), "train", round_two=True)
+    assert labels.name == f"{NAME}_round2.json"
+    content = json.loads(labels.read_text())
+    dataset = build_dataset(load_config(trained).data, "train")
+    assert [a["category_id"] for a in content["annotations"]] == [dataset.category_ids[r.tags[0]] for r in dataset]
+
+
+def test_no_labels_yet(tmp_path, capsys):
+    path = small_run.small_config(tmp_path)
+    assert small_run.run_tool("train_mask_rcnn", path) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "generate_msrcnn_label.sh" in error[0]
+    assert small_run.run_tool("generate_mask_for_MaskRCNN", path, "--from-mask-rcnn") == 2
+
+
+def test_foreign_checkpoint(trained):
+    with pytest.raises(CimError, match="not a Mask R-CNN"):
+        load_detector({"meta": {"kind": "cim"}}, "x.pth", torch.device("cpu"))
