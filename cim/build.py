@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,13 +15,15 @@ from cim.datasets.coco import open_coco
 from cim.datasets.folder import open_folder, read_vocabulary
 from cim.datasets.voc import open_voc
 from cim.errors import CimError
+from cim.layout import Layout
 from cim.losses import Criterion, LossWeights
 from cim.mining import CIMMiner, Miner, MISTMiner, OICRMiner, PCLMiner
-from cim.models.backbones import build_backbone
+from cim.models.backbones import FROM_PRM, RANDOM, build_backbone
 from cim.models.cim_net import CIMNet
 from cim.models.mask_fuse import MaskFuse
 from cim.models.predictor import Predictor
 from cim.models.region_pool import RegionPool
+from cim.models.weights import load_trunk, read_weights
 from cim.proposals.deep import TrunkFeatures
 from cim.proposals.grouping import GroupingOptions, propose
 from cim.proposals.sam import SamOptions, SamProposer
@@ -74,12 +77,33 @@ def build_model(config: Config, num_classes: int) -> CIMNet:
         CimError: unknown trunk, weights that do not fit or cannot be had, mmcv asked for but absent.
     """
     model = config.model
-    backbone = build_backbone(model.backbone, model.weights, freeze=model.freeze)
+    own = model.weights == FROM_PRM
+    backbone = build_backbone(model.backbone, RANDOM if own else model.weights, freeze=model.freeze)
+    if own:
+        path = trunk_file(config)
+        prefix = "trunk.body."
+        tensors = {name.removeprefix(prefix): t for name, t in read_weights(path).items() if name.startswith(prefix)}
+        load_trunk(backbone.body, tensors, path)
     if model.head == "region_pool":
         head = RegionPool(backbone.channels, model.hidden)
     else:
         head = MaskFuse(backbone.channels, backbone.stride, model.hidden, model.roi_align)
     return CIMNet(backbone, head, Predictor(head.width, num_classes, model.refinements))
+
+
+def trunk_file(config: Config) -> Path:
+    """The file with the trunk's weights: ``model.weights``, or this run's response network where that says "prm".
+
+    Raises:
+        CimError: the response network is not trained yet.
+    """
+    if config.model.weights != FROM_PRM:
+        return Path(config.model.weights or "")
+    path = Layout(config).prm_checkpoint
+    if not path.is_file():
+        fix = "python tools/train_prm.py CONFIG"
+        raise CimError("no response network to take the trunk from (model.weights: prm)", path=path, fix=fix)
+    return path
 
 
 def build_miner(config: MiningConfig) -> Miner:

@@ -266,7 +266,7 @@ def _check_peaks(config: Config, name: str) -> list[Finding]:
 def _check_models(config: Config, name: str, purposes: Collection[str], how: Thoroughness) -> list[Finding]:
     findings = []
     weights = config.model.weights
-    if "training" in purposes and weights not in (None, "none"):
+    if "training" in purposes and weights not in (None, "none", "prm"):
         there = Path(weights).is_file()
         fix = "" if there else "set model.weights to an existing file, or leave it out"
         findings.append(Finding(("training",), "trunk's weights", "ok" if there else "missing", str(weights), fix))

@@ -45,12 +45,16 @@ class DataConfig(Section):
 
 
 class ProposalConfig(Section):
-    """How proposals are made when none are given."""
+    """How proposals are made when none are given (docs/PROPOSALS.md)."""
 
     method: Literal["grouping", "sam"] = "grouping"
-    max_proposals: int = 1000
-    sam_checkpoint: str | None = None
-    deep_features: bool = False  # group with the trunk's features as well as colour
+    max_proposals: int = Field(1000, ge=1)
+    deep_features: bool = True  # group with the features of an ImageNet trunk as well as with colour
+    backbone: Literal["mobilenet_v2", "resnet50_c5"] = "mobilenet_v2"  # that trunk
+    weights: str | None = None  # its file; None: the library's own ImageNet weights
+    min_area: float = Field(0.0008, ge=0, le=1)  # size limits, fractions of the picture
+    max_area: float = Field(0.9, ge=0, le=1)
+    sam_checkpoint: str | None = None  # hub name or folder, e.g. facebook/sam-vit-base
 
 
 class PRMConfig(Section):
@@ -61,6 +65,8 @@ class PRMConfig(Section):
     checkpoint: str | None = None  # trained response network, e.g. published prm_voc.pth; None: <work_dir>/prm
     image_size: int = 448
     upsample: int = 8
+    score: Literal["peaks", "highest"] = "peaks"  # image score: mean of the peaks; the highest, for trunks from scratch
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -89,7 +95,7 @@ class ModelConfig(Section):
     """Networks (METHOD section 4)."""
 
     backbone: str = "resnet50"
-    weights: str | None = None  # file with ImageNet weights; None: the library's own
+    weights: str | None = None  # file with ImageNet weights; None: the library's own; prm: the run's own PRM trunk
     head: Literal["mask_fuse", "region_pool"] = "mask_fuse"  # region_pool: light, for frozen trunks
     hidden: int = 4096  # width of the two fully connected layers
     refinements: int = Field(3, ge=1)  # K
@@ -167,32 +173,36 @@ class InferConfig(Section):
 
 
 class ExportConfig(Section):
-    """Pseudo labels (METHOD section 8)."""
+    """Pseudo labels (METHOD section 8, docs/EXPORT.md)."""
 
-    threshold: float = 0.3
-    threshold_kind: Literal["absolute", "quantile"] = "absolute"
-    keep_best_per_tag: bool = False
-    min_area: int = 0
-    mask_nms: float | None = None
+    threshold: float = Field(0.3, ge=0, le=1)
+    threshold_kind: Literal["absolute", "quantile"] = "absolute"  # quantile: share left out, class by class
+    tags_first: bool = False  # other classes take none of an image's places (infer.max_per_image); published: they do
+    keep_best_per_tag: bool = False  # at least one instance for every tag of an image
+    min_area: int = 0  # pixels
+    mask_nms: float | None = None  # mask IoU from which a worse instance of the class is dropped
     empty_images: Literal["keep", "drop"] = "keep"
-    scores: Literal["keep", "weight", "drop"] = "keep"
+    scores: Literal["keep", "weight", "drop"] = "keep"  # weight: score over the best of its class
 
 
 class RefineConfig(Section):
-    """Mask R-CNN on the pseudo labels."""
+    """Mask R-CNN on the pseudo labels (docs/EXPORT.md)."""
 
-    backbone: Literal["resnet50_fpn", "mobilenet_fpn"] = "resnet50_fpn"
-    weights: str | None = None
+    backbone: Literal["resnet50_fpn", "mobilenet_fpn"] = "resnet50_fpn"  # mobilenet_fpn: small, for a CPU
+    weights: str | None = None  # file with ImageNet weights; None: the library's own
     images_per_update: int = 16
+    micro_batch: int = Field(2, ge=1)  # images per pass through the network; memory grows with it
     updates: int = 18000
     step: tuple[int, ...] = (12000, 16000)
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_updates: int = 500
-    min_side: int = 800
+    clip_grad: float | None = None
+    min_side: int = 800  # short side of the images, pixels, unless the long one would exceed max_side
     max_side: int = 1333
-    score_weighted: bool = False
+    flip: bool = True
+    score_weighted: bool = False  # losses of a region times the weight or score of the label it belongs to
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     workers: int = 2
     seed: int = 0
@@ -241,6 +251,12 @@ def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         return Config(**values)
     except ValidationError as error:
         raise _readable(error, path) from None
+
+
+def override(key: str, value: object) -> str:
+    """``key=value`` as :func:`load_config` takes it, safe for paths with any characters."""
+    plain = value if isinstance(value, (bool, int, float, list)) else str(value)
+    return f"{key}={yaml.safe_dump(plain, default_flow_style=True, width=float('inf')).splitlines()[0]}"
 
 
 def find_config(name: str | Path) -> Path:

@@ -34,6 +34,7 @@ class ResponseNet(nn.Module):
 
     Attributes:
         image_size: side of the square that photos are squashed to, pixels.
+        highest: the image score is a map's highest value instead of the mean of its peaks.
         upsample: response maps are enlarged by this factor (bilinear, align_corners).
         num_classes: C.
         classes: their names; empty when the weights file did not say.
@@ -46,13 +47,14 @@ class ResponseNet(nn.Module):
         num_classes: int,
         *,
         upsample: int = 8,
+        highest: bool = False,
         image_size: int = 448,
         classes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = nn.Conv2d(channels, num_classes, 1)
-        self.upsample, self.image_size = upsample, image_size
+        self.upsample, self.image_size, self.highest = upsample, image_size, highest
         self.num_classes, self.classes = num_classes, tuple(classes)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -63,6 +65,10 @@ class ResponseNet(nn.Module):
         """Trunk features [B, D, h', w'] -> response maps [B, C, h' * upsample, w' * upsample]."""
         small = self.head(features).float()
         return functional.interpolate(small, scale_factor=self.upsample, mode="bilinear", align_corners=True)
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Score of every class [B, C] from response maps."""
+        return maps.flatten(2).amax(2) if self.highest else class_scores(maps)
 
 
 @dataclass(frozen=True)
@@ -205,6 +211,7 @@ def build_response_net(
     frozen_trunk: bool = False,
     train_norms: bool = True,
     upsample: int = 8,
+    highest: bool = False,
     image_size: int = 448,
     classes: Sequence[str] = (),
 ) -> ResponseNet:
@@ -220,8 +227,8 @@ def build_response_net(
     """
     freeze = "all" if frozen_trunk else "none"
     trunk = build_backbone(backbone, weights, freeze=freeze, train_norms=train_norms and not frozen_trunk)
-    net = ResponseNet(trunk, trunk.channels, num_classes, upsample=upsample, image_size=image_size, classes=classes)
-    return net
+    shape = {"upsample": upsample, "highest": highest, "image_size": image_size}
+    return ResponseNet(trunk, trunk.channels, num_classes, classes=classes, **shape)
 
 
 def _empty_net(tensors: dict[str, Tensor], image_size: int) -> ResponseNet:
@@ -239,6 +246,7 @@ def _ours(path: str | Path) -> ResponseNet:
         len(classes),
         weights="none",
         upsample=settings["upsample"],
+        highest=settings.get("score") == "highest",
         image_size=settings["image_size"],
         classes=classes,
     )

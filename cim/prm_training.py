@@ -21,7 +21,7 @@ from cim.engine import FitOptions, Schedule, Source, fit
 from cim.errors import CimError
 from cim.files import write_json
 from cim.layout import Layout
-from cim.prm import ResponseNet, build_response_net, class_scores, load_response_net
+from cim.prm import ResponseNet, build_response_net, load_response_net
 from cim.prm_photos import FeatureSource, PhotoSource, feature_cache, one_hot, photo_batches
 
 logger = logging.getLogger(__name__)
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 def prm_step(
     model: nn.Module, samples: list[dict[str, Any]], generator: torch.Generator
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Multi-label soft margin loss on the mean of each map's peaks."""
+    """Multi-label soft margin loss on the image scores."""
     tags = torch.stack([sample["tags"] for sample in samples])
     if "features" in samples[0]:
         maps = model.maps(torch.stack([sample["features"] for sample in samples]).float())
     else:
         maps = model(torch.stack([sample["image"] for sample in samples]))
-    scores = class_scores(maps)
+    scores = model.image_scores(maps)
     agreement = ((scores > 0) == (tags > 0)).float().mean().detach()
     return {"tags": functional.multilabel_soft_margin_loss(scores, tags)}, {"tag_agreement": agreement}
 
@@ -59,6 +59,7 @@ def train_prm(config: Config) -> Path:
         frozen_trunk=prm.frozen_trunk,
         train_norms=prm.train_norms,
         upsample=prm.upsample,
+        highest=prm.score == "highest",
         image_size=prm.image_size,
         classes=dataset.classes,
     )
@@ -98,11 +99,13 @@ def _is_first() -> bool:
 
 def _param_groups(net: ResponseNet, prm: PRMConfig) -> list[dict]:
     parameters = [p for p in net.parameters() if p.requires_grad]
-    return [{"params": parameters, "lr": prm.lr, "momentum": prm.momentum, "weight_decay": prm.weight_decay}]
+    momentum = {"momentum": prm.momentum} if prm.optimizer == "sgd" else {}
+    return [{"params": parameters, "lr": prm.lr, "weight_decay": prm.weight_decay, **momentum}]
 
 
 def _options(prm: PRMConfig, workers: int) -> FitOptions:
     return FitOptions(
+        optimizer=prm.optimizer,
         precision=prm.precision,
         workers=workers,
         seed=prm.seed,
@@ -114,7 +117,7 @@ def _options(prm: PRMConfig, workers: int) -> FitOptions:
 
 def _describe(config: Config, dataset: Dataset) -> dict[str, Any]:
     whole = config.model_dump(mode="json")
-    keep = ("backbone", "image_size", "upsample", "flip", "frozen_trunk", "train_norms", "epochs")
+    keep = ("score", "optimizer", "backbone", "image_size", "upsample", "flip", "frozen_trunk", "train_norms", "epochs")
     settings = {name: whole["prm"][name] for name in keep}
     return {"kind": "prm", "classes": list(dataset.classes), "config": whole, "settings": settings}
 
@@ -132,7 +135,7 @@ def tag_scores(net: ResponseNet, records: Sequence[Record], *, batch: int = 8, w
     scores = []
     for _, images in photo_batches(records, net.image_size, batch, workers, "tags"):
         with torch.inference_mode():
-            scores.append(class_scores(net(images.to(device))).cpu().numpy())
+            scores.append(net.image_scores(net(images.to(device))).cpu().numpy())
     return np.concatenate(scores) if scores else np.zeros((0, net.num_classes), np.float32)
 
 
@@ -182,7 +185,8 @@ def _write_metrics(config: Config, checkpoint: Path, path: Path, device: torch.d
         return
     net = load_response_net(checkpoint, len(dataset.classes)).to(device)
     truth = np.stack([one_hot(record, len(dataset.classes)).numpy() > 0 for record in records])
-    metrics = tag_metrics(tag_scores(net, records, workers=config.prm.workers), truth, dataset.classes)
+    scores = tag_scores(net, records, workers=config.prm.workers)
+    metrics = tag_metrics(scores, truth, dataset.classes)
     write_json(path, {"split": data.eval_split, **metrics}, indent=1)
     for name, value in metrics["average_precision"].items():
         logger.info("%-20s AP %s", name, "-" if value is None else f"{value:.3f}")

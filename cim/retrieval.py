@@ -13,7 +13,7 @@ from cim.datasets.base import Record
 from cim.errors import CimError
 from cim.peak_response import peak_responses
 from cim.photo import read_photo
-from cim.prm import Peaks, ResponseNet, class_scores, find_peaks, prepare_photo
+from cim.prm import Peaks, ResponseNet, find_peaks, prepare_photo
 from cim.regions import RegionSet
 from cim.selection import compressed_rles, greedy_nms
 from cim.types import Instances
@@ -65,7 +65,7 @@ def instances_of_photo(
     with torch.inference_mode():
         maps = net(image[None])
         if classes is None:
-            classes = (class_scores(maps)[0] > 0).nonzero().flatten().tolist()
+            classes = (net.image_scores(maps)[0] > 0).nonzero().flatten().tolist()
     peaks = find_peaks(maps[0], classes, peak_threshold)
     responses = peak_responses(net, image, peaks.index)
     found = retrieve(regions, maps[0].float().cpu().numpy(), peaks, responses, constants)

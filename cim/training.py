@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cim import distributed
-from cim.build import build_criterion, build_dataset, build_model, resolve_device
+from cim.build import build_criterion, build_dataset, build_model, resolve_device, trunk_file
 from cim.config import Config, TrainConfig
 from cim.datasets.base import Dataset
 from cim.engine import FitOptions, Schedule, fit
@@ -154,7 +154,7 @@ def cached_features(config: Config, model: CIMNet, dataset: Dataset, device: tor
             "features cannot be kept", expected="a frozen trunk and no flips", fix="--set train.cache_features=false"
         )
     weights = config.model.weights
-    known = weights if weights in (None, RANDOM) else fingerprint(Path(weights))
+    known = weights if weights in (None, RANDOM) else fingerprint(trunk_file(config))
     cache = FeatureCache.create(Layout(config).features, config.model.backbone, str(known))
     if distributed.is_main():
         cache.fill(model.to(device).eval().features, dataset, train.sides, device)

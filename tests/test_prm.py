@@ -294,3 +294,11 @@ def test_response_maps_of_a_photo():
     assert maps.dtype == np.float32
     with torch.no_grad():
         np.testing.assert_allclose(maps, net(prepare_photo(photo, 64)[None])[0].numpy(), atol=1e-5)
+
+
+def test_image_scores_are_the_peaks_mean_or_the_highest_value():
+    torch.manual_seed(0)
+    maps = torch.randn(2, 3, 6, 5)
+    mean, highest = (ResponseNet(torch.nn.Identity(), 4, 3, highest=flag) for flag in (False, True))
+    torch.testing.assert_close(mean.image_scores(maps), class_scores(maps))
+    torch.testing.assert_close(highest.image_scores(maps), maps.flatten(2).max(2).values)

@@ -25,6 +25,7 @@ from cim.errors import CimError
 from cim.models.weights import load_trunk, read_weights, reason
 
 RANDOM = "none"  # instead of a weights file: leave the trunk as initialised
+FROM_PRM = "prm"  # the trunk that the response network of the same run trained (cim/build.py)
 Freeze = Literal["published", "all", "none"]
 
 _FEATURES = "forward_features"  # the method of timm's models that stops at the last feature map
@@ -103,8 +104,8 @@ def build_backbone(
     """A trunk by name.
 
     Args:
-        name: "vgg16", "resnet50", "resnet50_c5", "hrnet_w48", "mobilenet_v2", "mobilenet_v2_s16", or a
-            convolutional model of timm.
+        name: "vgg16", "resnet50", "resnet50_c5", "hrnet_w48", "mobilenet_v2", "mobilenet_v2_s16",
+            "tiny", or a convolutional model of timm.
         weights: a file; None: the library's own ImageNet weights, downloaded; "none": random.
         freeze: the published parts, the whole trunk, or nothing.
         train_norms: train batch norms; False keeps them in eval mode and their parameters fixed (batches
@@ -192,6 +193,24 @@ class _Beside(nn.Module):
         return torch.cat([middle, self.features[self.tap + 1 :](middle)], 1)
 
 
+def _tiny() -> Trunk:
+    """Seven 3x3 convolutions with batch norm, for drawn pictures: learned from nothing by the response network."""
+
+    def make() -> nn.Module:
+        widths = ((3, 24, 2), (24, 32, 1), (32, 48, 2), (48, 64, 1), (64, 96, 2), (96, 96, 1), (96, 96, 1))
+        layers: list[nn.Module] = []
+        for below, above, stride in widths:
+            layers += [nn.Conv2d(below, above, 3, stride, 1, bias=False), nn.BatchNorm2d(above), nn.ReLU(inplace=True)]
+        for conv in layers[::3]:
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        return nn.Sequential(OrderedDict(features=nn.Sequential(*layers)))
+
+    def download() -> dict[str, Tensor]:
+        raise CimError("there are no ImageNet weights of the tiny trunk")
+
+    return Trunk(make, 8, 96, (), download)
+
+
 def _hrnet_w48() -> Trunk:
     """timm's forward_features runs through ``final_layer``: the published trunk, name for name."""
     stem = ("conv1", "bn1", "conv2", "bn2", "layer1", "transition1", "stage2")
@@ -246,4 +265,5 @@ TRUNKS: dict[str, Callable[[], Trunk]] = {
     "mobilenet_v2": partial(_mobilenet_v2, 18, 32, 1280),
     "mobilenet_v2_d16": _mobilenet_v2_d16,
     "mobilenet_v2_s16": partial(_mobilenet_v2, 13, 16, 96),
+    "tiny": _tiny,
 }
