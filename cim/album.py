@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from cim.errors import CimError
 from cim.export import as_results
 from cim.files import read_json
 from cim.photo import read_photo
-from cim.visualize import draw_entries, save_picture, side_by_side
+from cim.visualize import draw_instances, save_picture, side_by_side
 
 ImageId = int | str
 
@@ -145,3 +146,24 @@ def read_annotated(path: Path, size: tuple[int, int]) -> np.ndarray:
     if photo.shape[:2] != tuple(size):
         raise CimError("photo of another size than annotated", path=path, expected=size, found=photo.shape[:2])
     return photo
+
+
+def draw_entries(
+    photo: np.ndarray, entries: Sequence[dict[str, Any]], names: dict[int, tuple[int, str]], lettering: float = 1.0
+) -> np.ndarray:
+    """:func:`draw_instances` of what annotation and result files hold.
+
+    Args:
+        photo: uint8 [H, W, 3].
+        entries: dicts with ``category_id``, ``rle`` or ``segmentation`` and, for detections, ``score``.
+        names: category id -> (class index, name).
+    """
+    scored = bool(entries) and all("score" in entry for entry in entries)
+    return draw_instances(
+        photo,
+        [entry["rle"] if "rle" in entry else entry["segmentation"] for entry in entries],
+        labels=[names[entry["category_id"]][1] for entry in entries],
+        scores=[entry["score"] for entry in entries] if scored else None,
+        klass=[names[entry["category_id"]][0] for entry in entries],
+        lettering=lettering,
+    )

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cim.coco_results import GroundTruth, mask_areas
+from cim.coco_results import GroundTruth
 from cim.files import atomic
+from cim.run_lengths import mask_areas
 
 DETECTION_KINDS = ("complete", "partial", "merged", "spill", "duplicate", "wrong class", "background")
 TRUTH_KINDS = ("complete", "partial", "merged", "spill", "wrong class", "missed")

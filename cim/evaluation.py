@@ -18,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cim.coco_results import GroundTruth, load_ground_truth, mask_areas, read_results, to_coco
+from cim.coco_results import GroundTruth, load_ground_truth, read_results, to_coco
+from cim.run_lengths import mask_areas
 
 __all__ = ["VOC_IOUS", "corloc", "evaluate_coco", "evaluate_voc", "load_ground_truth", "read_results", "to_coco"]
 

@@ -17,12 +17,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from cim.coco_results import as_rle
 from cim.config import Config, DataConfig, ExportConfig
 from cim.datasets.base import Dataset
 from cim.errors import CimError
 from cim.files import atomic
 from cim.layout import Layout
+from cim.run_lengths import as_rle
 
 Rle = Literal["compressed", "uncompressed"]
 NAME = "msrcnn_pseudo_label"

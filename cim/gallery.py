@@ -15,11 +15,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from cim.album import Album, ImageId
+from cim.album import Album, ImageId, draw_entries
 from cim.diagnosis import diagnose_image
 from cim.errors import CimError
 from cim.photo import read_photo
-from cim.visualize import draw_entries, shrink
+from cim.visualize import shrink
 
 _SIDE = 520  # long side of an inlined panel, pixels
 _WEBP_QUALITY = 76

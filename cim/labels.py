@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cim.coco_results import GroundTruth, as_rle, valid_rles
+from cim.coco_results import GroundTruth
 from cim.errors import CimError
 from cim.export import as_results
 from cim.files import read_json
+from cim.run_lengths import as_rle, valid_rles
 
 _CHUNK = 1000
 

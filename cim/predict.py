@@ -15,13 +15,13 @@ from pycocotools import mask as coco_mask
 
 from cim.build import build_proposer, resolve_device
 from cim.checkpoint import load_checkpoint
-from cim.coco_results import mask_areas
 from cim.config import Config
 from cim.detections import Selection
 from cim.errors import CimError
 from cim.inference import Trained, score_proposals, trained_model
 from cim.photo import read_photo
 from cim.regions import RegionSet
+from cim.run_lengths import mask_areas
 from cim.selection import select
 from cim.types import Instances
 

@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from cim.album import draw_entries
 from cim.charts import Line, line_chart, smooth
 from cim.errors import CimError
 from cim.export import NAME  # every score; its thresholded copies come first
@@ -18,7 +19,6 @@ from cim.files import read_json, write_text
 from cim.gallery import LETTERING, Budget, cards, choose, inline_file, rank_photos
 from cim.report_numbers import Absent, Source, classes, curves, diagnosis, summary
 from cim.runlog import read_log
-from cim.visualize import draw_entries
 
 _STAGES = (("train", "CIM"), ("prm", "Peak response network"), ("mask_rcnn", "Mask R-CNN"))
 _MAX_PARTS = 8  # lines in a chart

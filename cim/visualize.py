@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from cim.coco_results import as_rle, valid_rles
 from cim.errors import CimError
 from cim.files import atomic
+from cim.run_lengths import as_rle, valid_rles
 
 # Okabe and Ito's seven hues, then the colours farthest from all before them, for normal sight and
 # for red- and green-blind sight alike (greedy in CIELAB; luminance between 38 and 90).
@@ -85,27 +84,6 @@ def draw_instances(
     if not shown:
         return painted
     return _write(painted, [(texts[i], colours[i], boxed[i][0], boxed[i][1].shape) for i in shown], lettering)
-
-
-def draw_entries(
-    photo: np.ndarray, entries: Sequence[dict[str, Any]], names: dict[int, tuple[int, str]], lettering: float = 1.0
-) -> np.ndarray:
-    """:func:`draw_instances` of what annotation and result files hold.
-
-    Args:
-        photo: uint8 [H, W, 3].
-        entries: dicts with ``category_id``, ``rle`` or ``segmentation`` and, for detections, ``score``.
-        names: category id -> (class index, name).
-    """
-    scored = bool(entries) and all("score" in entry for entry in entries)
-    return draw_instances(
-        photo,
-        [entry["rle"] if "rle" in entry else entry["segmentation"] for entry in entries],
-        labels=[names[entry["category_id"]][1] for entry in entries],
-        scores=[entry["score"] for entry in entries] if scored else None,
-        klass=[names[entry["category_id"]][0] for entry in entries],
-        lettering=lettering,
-    )
 
 
 def decode(segmentation: dict | list, size: tuple[int, int]) -> np.ndarray:

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from cim.coco_results import load_ground_truth, mask_areas, read_results, to_coco, valid_rles
+from cim.coco_results import load_ground_truth, read_results, to_coco
 from cim.datasets.base import Dataset
 from cim.errors import CimError
 from cim.evaluation import corloc, evaluate_coco, evaluate_voc
 from cim.oracle import oracle_results, truth_overlaps
 from cim.regions import RegionSet
+from cim.run_lengths import mask_areas, valid_rles
 from cim.selection import select
 
 SIZE = (60, 80)

@@ -11,7 +11,7 @@ import small_run
 from pycocotools import mask as coco_mask
 
 from cim.build import build_dataset
-from cim.coco_results import as_rle, load_ground_truth
+from cim.coco_results import load_ground_truth
 from cim.config import ExportConfig, load_config
 from cim.datasets.voc import open_voc
 from cim.detections import Selection, select_dataset
@@ -20,6 +20,7 @@ from cim.export import as_results, choose, chosen_path, image_root, label_path, 
 from cim.labels import read_labels, sweep, validate_labels
 from cim.layout import Layout
 from cim.proposals.cob import read_cob
+from cim.run_lengths import as_rle
 from cim.store import Store
 
 SIZE = (20, 30)
