@@ -24,12 +24,13 @@ from cim.cli import parser, run
 from cim.config import Config
 from cim.datasets.base import Record
 from cim.inference import mirrored, prepare_passes, score_passes
+from cim.models.mask_fuse import MaskFuse
 from cim.models.roi_align import roi_align
 from cim.regions import RegionSet
 from cim.selection import select
 
 SIZE = (375, 500)
-PARTS = ("read and resize", "trunk", "RoIAlign", "fuse and fc", "predict")
+PARTS = ("read and resize", "trunk", "RoIAlign", "head", "predict")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -100,7 +101,8 @@ def one_pass(model, record: Record, regions: RegionSet, side: int, classes: int,
     with clock():
         features = model.features(sample.image)
     with clock():
-        roi_align(features, sample.boxes, model.roi_head.stride, model.roi_head.backend)
+        if isinstance(model.roi_head, MaskFuse):
+            roi_align(features, sample.boxes, model.roi_head.stride, model.roi_head.backend)
     with clock():
         hidden = model.head(features, sample)
     times[-1] -= times[-2]  # the head aligns again

@@ -27,6 +27,7 @@ from cim.datasets.base import Dataset, Record
 from cim.engine import FitOptions, Schedule, fit
 from cim.feed import stream
 from cim.models.cim_net import param_groups
+from cim.models.mask_fuse import MaskFuse
 from cim.models.roi_align import roi_align
 from cim.published import open_regions
 from cim.regions import RegionSet
@@ -89,7 +90,8 @@ def one_step(model, criterion, sample: Sample, generator, clock: Clock | None, k
         mark("trunk")
         if clock:  # once more by itself: the head below contains it
             with torch.no_grad():
-                roi_align(features, sample.boxes, model.roi_head.stride)
+                if isinstance(model.roi_head, MaskFuse):
+                    roi_align(features, sample.boxes, model.roi_head.stride)
             mark("RoIAlign")
         scores = model.predict(model.head(features, sample))
         mark("head")

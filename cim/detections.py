@@ -25,7 +25,8 @@ from cim.store import Store
 
 logger = logging.getLogger(__name__)
 
-Branch = Literal["scores", "mil"]  # the mean of the refinement branches (CIM), or cls * det (WSDDN)
+Branch = Literal["scores", "mil", "both"]
+"""The mean of the refinement branches (CIM), cls * det (WSDDN), or the geometric mean of the two."""
 
 
 class ScoreSource(Protocol):
@@ -48,9 +49,11 @@ class StoredScores:
             CimError: not there, damaged, or without that branch.
         """
         arrays = self.store.load(image_id)
-        if self.branch not in arrays:
-            raise CimError(f"no {self.branch} in these detections", path=self.store.path(image_id), found=list(arrays))
-        return arrays[self.branch]
+        wanted = ("scores", "mil") if self.branch == "both" else (self.branch,)
+        for name in wanted:
+            if name not in arrays:
+                raise CimError(f"no {name} in these detections", path=self.store.path(image_id), found=list(arrays))
+        return np.prod([arrays[name] for name in wanted], axis=0) ** np.float32(1 / len(wanted))
 
 
 class PublishedScores:

@@ -24,6 +24,7 @@ from cim.published import open_regions
 from cim.regions import RegionSet
 from cim.samples import make_sample
 from cim.selection import select
+from cim.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +227,13 @@ def test_checkpoint_of_other_classes_or_kind(run, tmp_path, capsys):
     with pytest.raises(CimError, match="weights do not fit"):
         load_trained(tmp_path / "three.pth")
     assert find_checkpoint(None, Layout(config)) == Layout(config).checkpoint
+
+
+def test_both_branches_together_are_their_geometric_mean(tmp_path):
+    store = Store.create(tmp_path / "detections", "detections", {})
+    arrays = {"scores": np.float32([[0.5, 0.0]]), "mil": np.float32([[0.02, 0.3]])}
+    store.save(1, **arrays)
+    np.testing.assert_allclose(StoredScores(store, "both").load(1), [[0.1, 0.0]], rtol=1e-6)
+    store.save(2, scores=arrays["scores"])
+    with pytest.raises(CimError, match="no mil in these detections"):
+        StoredScores(store, "both").load(2)

@@ -6,13 +6,14 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from cim.build import build_dataset
 from cim.cli import add_config_args, parser, run
 from cim.coco_results import load_ground_truth, read_results
 from cim.config import Config, load_config
 from cim.datasets.base import Dataset
-from cim.detections import PublishedScores, Selection, detect, select_dataset, with_masks, write_results
+from cim.detections import Branch, PublishedScores, Selection, detect, select_dataset, with_masks, write_results
 from cim.diagnosis import DETECTION_KINDS, TRUTH_KINDS, diagnose, plot_diagnosis
 from cim.errors import CimError
 from cim.files import read_json
@@ -23,6 +24,7 @@ from cim.oracle import oracle_results
 from cim.published import open_regions
 from cim.store import Store
 
+BRANCH_HELP = "scores: CIM; mil: the anti-noise branch alone; both: their geometric mean"
 BASELINES = {"cim": "CIM", "mist": "MIST", "oicr": "OICR", "pcl": "PCL"}
 
 
@@ -41,7 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
     target.add_argument("--detections", type=Path, help="a published detections.pkl or discovery.pkl")
     target.add_argument("--checkpoint", help="evaluate the detections of this checkpoint or run folder")
     target.add_argument("--split", help="default: data.eval_split")
-    target.add_argument("--branch", choices=("scores", "mil"), default="scores", help="mil: anti-noise branch alone")
+    target.add_argument("--branch", choices=get_args(Branch), default="scores", help=BRANCH_HELP)
     target.add_argument("--nms", choices=("box", "mask"), help="default: infer.nms")
     target.add_argument("--nms-iou", type=float, help="default: infer.nms_iou")
     target.add_argument("--name", help="name of the row in metrics.json (default: the method's)")
@@ -124,7 +126,8 @@ def _name(args: argparse.Namespace, config: Config | None) -> str:
         return args.name
     if args.results is not None:
         return args.results.stem
-    name = "WSDDN" if args.branch == "mil" else BASELINES[config.mining.method] if config else "CIM"
+    name = BASELINES[config.mining.method] if config else "CIM"
+    name = {"scores": name, "mil": "WSDDN", "both": f"{name} x WSDDN"}[args.branch]
     return name if args.nms is None else f"{name}, {args.nms} NMS"
 
 
