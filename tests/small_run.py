@@ -85,6 +85,7 @@ def small_config(folder: Path, count: int = 4) -> Path:
             "val_images": photos,
             "val_annotations": str(truth),
         },
+        "proposals": {"deep_features": False},
         "model": {"backbone": "test_resnet", "weights": "none", "hidden": 32},
         "infer": {"sides": [64, 96], "flip": True},
     }

@@ -115,7 +115,7 @@ def test_built_in_proposals(run, model):
 
 
 def test_tool(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(predict, "propose", lambda photo, *_: RegionSet.from_masks(four_masks()))
+    monkeypatch.setattr(predict, "build_proposer", lambda *_: lambda photo: RegionSet.from_masks(four_masks()))
     folder = tmp_path / "holiday"
     folder.mkdir()
     for name in ("000.png", "001.png"):

@@ -1,0 +1,91 @@
+"""The whole flow as a list of commands: each runs in a process of its own, is timed, and is skipped once it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cim.errors import CimError
+from cim.files import read_json, write_json
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a flow.
+
+    Attributes:
+        title: what happens, for people.
+        command: a tool (relative to tools/) and its arguments.
+        tolerant: the tool's exit code 2 (some photos failed, the others are done) does not stop the flow.
+    """
+
+    title: str
+    command: tuple[str, ...]
+    tolerant: bool = False
+
+
+def stage(title: str, *command: object, tolerant: bool = False) -> Stage:
+    """A stage from loose arguments."""
+    return Stage(title, tuple(str(part) for part in command), tolerant)
+
+
+def run_stages(stages: Sequence[Stage], run_dir: Path, settings: str) -> int:
+    """Run the stages that are not done yet, in order; a killed flow continues with the same call.
+
+    ``run_dir``/stages.json remembers what is done, ``timings.json`` how long each stage took. A stage is done for
+    its command and ``settings``; when one has to run, all later ones run too (the tools keep what is still valid).
+
+    Args:
+        stages: in order.
+        run_dir: of this flow.
+        settings: text of the configuration; other settings begin anew.
+
+    Returns:
+        2 when a tolerant stage had failures, else 0.
+
+    Raises:
+        CimError: a stage failed; the same command continues.
+    """
+    done = _read(run_dir / "stages.json")
+    timings = _read(run_dir / "timings.json")
+    code, fresh = 0, True
+    for number, step in enumerate(stages, 1):
+        mark = hashlib.sha256(json.dumps([step.command, settings]).encode()).hexdigest()[:16]
+        heading = f"[{number}/{len(stages)}] {step.title}"
+        fresh = fresh and done.get(step.title) == mark
+        if fresh:
+            logger.info("%s: done", heading)
+            continue
+        logger.info("\n%s", heading)
+        began = time.monotonic()
+        result = subprocess.run([sys.executable, str(TOOLS / step.command[0]), *step.command[1:]], check=False)
+        seconds = time.monotonic() - began
+        if result.returncode and not (step.tolerant and result.returncode == 2):
+            if result.returncode in (130, -2):
+                raise KeyboardInterrupt
+            raise CimError(
+                f"stage {number} ({step.title}) failed", fix="see the line above; the same command continues"
+            )
+        code = max(code, result.returncode)
+        timings[step.title] = round(timings.get(step.title, 0) + seconds, 1)
+        write_json(run_dir / "timings.json", timings, indent=1)
+        if not result.returncode:
+            done[step.title] = mark
+            write_json(run_dir / "stages.json", done, indent=1)
+        logger.info("%s: %.0f s", heading, seconds)
+    return code
+
+
+def _read(path: Path) -> dict:
+    return read_json(path) if path.is_file() else {}

@@ -1,0 +1,88 @@
+"""Flows of stages: order, skipping, stopping, going on; and the first errors of the two commands that people type."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import yaml
+from small_run import run_tool
+
+from cim import flow
+from cim.config import load_config, override
+from cim.errors import CimError
+
+LOG = "import sys, pathlib; pathlib.Path(sys.argv[1]).open('a').write(sys.argv[2]); sys.exit(int(sys.argv[3]))"
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    (tmp_path / "log.py").write_text(LOG)
+    monkeypatch.setattr(flow, "TOOLS", tmp_path)
+    return tmp_path / "log.txt"
+
+
+def stages(log, *codes, tolerant=False):
+    return [
+        flow.stage(f"stage {i}", "log.py", log, chr(97 + i), code, tolerant=tolerant) for i, code in enumerate(codes)
+    ]
+
+
+def test_stages_run_in_order_once_and_are_timed(tmp_path, log):
+    assert flow.run_stages(stages(log, 0, 0, 0), tmp_path / "run", "x") == 0
+    assert flow.run_stages(stages(log, 0, 0, 0), tmp_path / "run", "x") == 0
+    assert log.read_text() == "abc"
+    assert list(json.loads((tmp_path / "run" / "timings.json").read_text())) == ["stage 0", "stage 1", "stage 2"]
+
+
+def test_a_failure_stops_and_the_next_call_goes_on_there(tmp_path, log):
+    with pytest.raises(CimError, match=r"stage 2 \(stage 1\) failed"):
+        flow.run_stages(stages(log, 0, 1, 0), tmp_path / "run", "x")
+    assert log.read_text() == "ab"
+    flow.run_stages(stages(log, 0, 0, 0), tmp_path / "run", "x")
+    assert log.read_text() == "abbc"
+
+
+def test_other_settings_begin_anew(tmp_path, log):
+    flow.run_stages(stages(log, 0, 0), tmp_path / "run", "x")
+    flow.run_stages(stages(log, 0, 0), tmp_path / "run", "y")
+    assert log.read_text() == "abab"
+
+
+def test_partial_failures_are_passed_on_where_tolerated(tmp_path, log):
+    assert flow.run_stages(stages(log, 2, 0, tolerant=True), tmp_path / "run", "x") == 2
+    assert log.read_text() == "ab"
+    with pytest.raises(CimError):
+        flow.run_stages(stages(log, 2, 0), tmp_path / "other", "x")
+
+
+def test_a_stop_by_hand_is_passed_on(tmp_path, log):
+    with pytest.raises(KeyboardInterrupt):
+        flow.run_stages(stages(log, 130), tmp_path / "run", "x")
+
+
+@pytest.mark.parametrize("value", ["a b", "#x: y", "c=d", [1, 2], 0.5, True])
+def test_overrides_survive_any_path(value):
+    key, _, text = override("data.images", value).partition("=")
+    assert key == "data.images" and yaml.safe_load(text) == value
+
+
+def test_run_folder_without_photos_is_one_line(tmp_path, capsys):
+    assert run_tool("run_folder", "--images", tmp_path / "none", "--output", tmp_path / "run") == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("error: no such file or folder") and "\n" not in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_folder_writes_one_resolved_config(tmp_path):
+    spec = importlib.util.spec_from_file_location("run_folder", flow.TOOLS / "run_folder.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    photos = tmp_path / "my # photos"
+    photos.mkdir()
+    args = module.get_parser().parse_args(
+        ["--images", str(photos), "--output", str(tmp_path / "run"), "--budget", "quick"]
+    )
+    config = load_config(module.write_config(args))
+    assert config.data.images == str(photos) and config.train.updates == 250 and config.data.val_images is None

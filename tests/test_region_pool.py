@@ -1,0 +1,149 @@
+"""Region pooling: cover, ring and pooled features against loops over pixels; cached features give the same scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cim.config import Config, load_config
+from cim.datasets.base import Dataset, Record
+from cim.errors import CimError
+from cim.feature_cache import FeatureCache
+from cim.models.region_pool import RegionPool, cell_cover, ring_cover
+from cim.photo import read_photo
+from cim.regions import RegionSet
+from cim.samples import make_sample
+from cim.training import cached_features
+
+
+def slow_cover(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    count, height, width = masks.shape
+    inside, pixels = np.zeros((count, *size)), np.zeros(size)
+    for y in range(height):
+        for x in range(width):
+            cell = y * size[0] // height, x * size[1] // width
+            pixels[cell] += 1
+            inside[(slice(None), *cell)] += masks[:, y, x]
+    return inside / np.maximum(pixels, 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 4), st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(1, 4), st.integers(0, 99)
+)
+def test_cover_is_the_share_of_a_cells_pixels(count, height, width, h, w, seed):
+    masks = np.random.default_rng(seed).random((count, height, width)) < 0.5
+    regions = RegionSet.from_masks(masks)
+    found = cell_cover(torch.from_numpy(regions.atoms), torch.from_numpy(regions.members), (h, w))
+    np.testing.assert_allclose(found.numpy(), slow_cover(masks, (h, w)), atol=1e-6)
+
+
+def test_ring_surrounds_and_leaves_out_the_inside():
+    inside = torch.zeros(1, 7, 7)
+    inside[0, 3, 3] = 1
+    ring = ring_cover(inside, 2)[0]
+    assert ring.sum() == 24 and ring[3, 3] == 0 and ring[1, 1] == 1 and not ring[0].any()
+
+
+def sample_of(masks: np.ndarray) -> SimpleNamespace:
+    regions = RegionSet.from_masks(masks)
+    return SimpleNamespace(atoms=torch.from_numpy(regions.atoms), members=torch.from_numpy(regions.members))
+
+
+def test_pooled_features_are_means_inside_and_around():
+    torch.manual_seed(0)
+    head = RegionPool(3, 5, reduced=2, ring=1).eval()
+    masks = np.zeros((2, 6, 6), bool)
+    masks[0, 2:4, 2:4] = True
+    masks[1, :, :3] = True
+    features = torch.rand(1, 3, 6, 6)
+    cells = torch.nn.functional.conv2d(features, head.reduce.weight, head.reduce.bias)[0]
+    expected = []
+    for mask in masks:
+        around = np.zeros_like(mask)
+        for y, x in np.argwhere(mask):
+            around[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = True
+        around &= ~mask
+        expected.append(torch.cat([cells[:, mask].mean(1), cells[:, around].mean(1)]))
+    hidden = torch.relu(head.fc2(torch.relu(head.fc1(torch.stack(expected)))))
+    torch.testing.assert_close(head(features, sample_of(masks)), hidden)
+
+
+def test_no_proposals_and_a_proposal_that_covers_all():
+    head = RegionPool(3, 5, reduced=2).eval()
+    features = torch.rand(1, 3, 4, 4)
+    assert head(features, sample_of(np.zeros((0, 8, 8), bool))).shape == (0, 5)
+    assert head(features, sample_of(np.ones((1, 8, 8), bool))).isfinite().all()  # its ring is empty
+
+
+def test_calibration_standardises_the_trunk():
+    head = RegionPool(4, 5)
+    maps = [torch.randn(1, 4, 6, 5) * 3 + 7, torch.randn(1, 4, 3, 8) * 3 + 7]
+    head.calibrate(maps)
+    cells = torch.cat([m[0].flatten(1) for m in maps], 1)
+    torch.testing.assert_close(head.mean, cells.mean(1))
+    torch.testing.assert_close(head.deviation, cells.std(1))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    records = []
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(rng.integers(0, 255, (40, 64, 3), np.uint8)).save(path)
+        records.append(Record(name, path, (40, 64), (0,)))
+    return Dataset("toy", ("x",), (1,), tuple(records))
+
+
+def light(tmp_path, **train) -> Config:
+    model = {"backbone": "mobilenet_v2_d16", "weights": "none", "freeze": "all", "head": "region_pool", "hidden": 8}
+    train = {"cache_features": True, "flip": False, "sides": (64,), **train}
+    return Config(work_dir=str(tmp_path / "run"), model=model, train=train)
+
+
+def test_cached_features_give_the_same_scores(tmp_path, photos):
+    from cim.build import build_model
+
+    torch.manual_seed(0)
+    config = light(tmp_path)
+    model = build_model(config, 1).eval()
+    cache = cached_features(config, model, photos, torch.device("cpu"))
+    record = photos[0]
+    regions = RegionSet.from_masks(np.random.default_rng(1).random((5, 40, 64)) < 0.3)
+    sample = make_sample(record, regions, None, 64, False, 1, photo=read_photo(record.path))
+    with torch.no_grad():
+        fresh = model(sample)
+        known = model(replace(sample, features=cache.load("a", 64)))
+    torch.testing.assert_close(fresh.cls, known.cls, atol=2e-3, rtol=0)
+    before = cache.path("b", 64).stat().st_mtime_ns
+    cached_features(config, model, photos, torch.device("cpu"))
+    assert cache.path("b", 64).stat().st_mtime_ns == before  # what is there stays
+
+
+def test_features_are_not_kept_for_a_trunk_that_learns_or_flips(tmp_path, photos):
+    from cim.build import build_model
+
+    config = light(tmp_path, flip=True)
+    with pytest.raises(CimError, match="cache_features=false"):
+        cached_features(config, build_model(config, 1), photos, torch.device("cpu"))
+
+
+def test_damaged_features_are_told(tmp_path):
+    cache = FeatureCache.create(tmp_path / "features", "tiny", "none")
+    cache.path("a", 64).write_bytes(b"no array")
+    with pytest.raises(CimError, match="cannot read features"):
+        cache.load("a", 64)
+    with pytest.raises(CimError, match="other settings"):
+        FeatureCache.create(tmp_path / "features", "another", "none")
+
+
+def test_the_light_config_uses_it():
+    assert load_config("folder_mobilenet").model.head == "region_pool"

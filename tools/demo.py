@@ -1,0 +1,171 @@
+"""The whole flow on pictures that the project draws itself: what complete instances are, seen in a few minutes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cim.cli import parser, run
+from cim.config import Config, load_config, override, save_config
+from cim.flow import Stage, run_stages, stage
+from cim.layout import Layout
+from cim.metrics_file import load_rows, markdown
+
+PICTURES = {"train": 200, "val": 60}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    result = parser(
+        f"{__doc__} Nothing is downloaded. Every stage is skipped when done: the same command continues after a stop.",
+        "bash scripts/demo.sh --output runs/demo",
+    )
+    result.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")
+    result.add_argument("--seed", type=int, default=0, help="of the pictures and of all training (default: 0)")
+    result.add_argument("--config", default="demo", help="yaml file or name (default: demo)")
+    result.add_argument("--train", type=int, default=PICTURES["train"], help="training pictures (default: %(default)s)")
+    result.add_argument("--val", type=int, default=PICTURES["val"], help="validation pictures (default: %(default)s)")
+    result.add_argument("--refine", action="store_true", help="also Mask R-CNN, from nothing: slow and weak here")
+    result.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="override settings")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table of methods and where the report is."""
+    args = get_parser().parse_args(argv)
+    run_dir = args.output.resolve()
+    config, mist = write_configs(args, run_dir)
+    pictures = stage(
+        "pictures",
+        "make_demo.py",
+        data_dir(run_dir, args),
+        "--train",
+        args.train,
+        "--val",
+        args.val,
+        "--seed",
+        args.seed,
+    )
+    stages = [pictures, *common(config), *cim(config), *baselines(config, mist)]
+    stages += pseudo_labels(config)
+    stages += [stage("Mask R-CNN", "train_mask_rcnn.py", config)] if args.refine else []
+    stages += presentation(config, data_dir(run_dir, args) / "new")
+    code = run_stages(stages, run_dir, config.read_text(encoding="utf-8"))
+    print(f"\n{markdown(load_rows(run_dir / 'metrics.json'))}\n")
+    print("oracle: the best proposal of every instance, all with one score; no method can choose better ones")
+    print(f"new pictures:  {run_dir / 'predictions' / 'overlays'}")
+    print(f"report:        {run_dir / 'report.html'}")
+    return code
+
+
+def data_dir(run_dir: Path, args: argparse.Namespace) -> Path:
+    """Where this demo's pictures lie; other numbers of them, or another seed, are another data set."""
+    return run_dir / f"pictures_{args.train}_{args.val}_{args.seed}"
+
+
+def write_configs(args: argparse.Namespace, run_dir: Path) -> tuple[Path, Path]:
+    """RUN/config.yaml, and RUN/mist/config.yaml that shares all artefacts but trains with MIST's mining."""
+    data = data_dir(run_dir, args)
+    settings = {
+        "name": run_dir.name,
+        "work_dir": run_dir,
+        "data.images": data / "images" / "train",
+        "data.tags": data / "train_tags.csv",
+        "data.train_annotations": data / "train_instances.json",
+        "data.val_images": data / "images" / "val",
+        "data.val_tags": data / "val_tags.csv",
+        "data.val_annotations": data / "val_instances.json",
+        "prm.seed": args.seed,
+        "train.seed": args.seed,
+        "refine.seed": args.seed,
+    }
+    overrides = [override(key, value) for key, value in settings.items()] + args.set
+    config = load_config(args.config, overrides)
+    save_config(config, run_dir / "config.yaml")
+    mist = mist_config(config, run_dir / "mist")
+    save_config(mist, run_dir / "mist" / "config.yaml")
+    return run_dir / "config.yaml", run_dir / "mist" / "config.yaml"
+
+
+def mist_config(config: Config, run_dir: Path) -> Config:
+    """The same experiment with MIST's mining: instances are the top-scoring regions themselves, not what holds them."""
+    layout = Layout(config)
+    shared = {
+        "proposals": str(layout.proposals("train")),
+        "val_proposals": str(layout.proposals("val")),
+        "features": str(layout.features),
+        "first_labels": str(layout.first_labels),
+    }
+    changed = {
+        "name": "mist",
+        "work_dir": str(run_dir),
+        "data": config.data.model_copy(update=shared),
+        "prm": config.prm.model_copy(update={"checkpoint": str(layout.prm_checkpoint)}),
+        "mining": config.mining.model_copy(update={"method": "mist"}),
+    }
+    return config.model_copy(update=changed)
+
+
+def common(config: Path) -> list[Stage]:
+    """Proposals, response network, first labels."""
+    proposals = "pre/generate_proposals.py"
+    return [
+        stage("proposals", proposals, config, "--split", "train"),
+        stage("proposals of the validation pictures", proposals, config, "--split", "val"),
+        stage("response network (PRM)", "train_prm.py", config),
+        stage("first labels", "pre/AGPL_label_assign.py", config),
+    ]
+
+
+def cim(config: Path) -> list[Stage]:
+    """CIM training and its row; the oracle's besides."""
+    return [
+        stage("CIM training", "train.py", config),
+        stage("CIM on the validation pictures", "test.py", config),
+        stage("metrics of CIM", "evaluation.py", config, "--name", "CIM", "--oracle"),
+    ]
+
+
+def baselines(config: Path, mist: Path) -> list[Stage]:
+    """What CIM is compared with, in the same table."""
+    peaks = config.parent / "prm_instances" / "val" / "results.json"
+    found = mist.parent / "detections" / "val" / "results.json"
+    return [
+        stage("metrics of WSDDN", "evaluation.py", config, "--branch", "mil", "--name", "WSDDN"),
+        stage("PRM on the validation pictures", "prm_instances.py", config, "--output", peaks),
+        stage("metrics of PRM", "evaluation.py", config, "--results", peaks, "--name", "PRM"),
+        stage("MIST training", "train.py", mist),
+        stage("MIST on the validation pictures", "test.py", mist),
+        stage("metrics of MIST", "evaluation.py", config, "--results", found, "--name", "MIST"),
+    ]
+
+
+def pseudo_labels(config: Path) -> list[Stage]:
+    """CIM's masks of the training pictures as labels for Mask R-CNN."""
+    return [
+        stage("CIM on the training pictures", "test.py", config, "--split", "train"),
+        stage("pseudo labels", "generate_mask_for_MaskRCNN.py", config),
+        stage("pseudo labels above the threshold", "change_mask_thr.py", config),
+    ]
+
+
+def presentation(config: Path, new: Path) -> list[Stage]:
+    """Pictures that no stage saw, overlays, and the report."""
+    run_dir = config.parent
+    return [
+        stage(
+            "predictions on new pictures",
+            "predict.py",
+            new,
+            "--checkpoint",
+            run_dir / "train" / "final.pth",
+            "--output",
+            run_dir / "predictions",
+        ),
+        stage("overlays", "visualize.py", config, "--max-images", 20),
+        stage("report", "report.py", run_dir),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,141 @@
+"""The whole flow on a folder of tagged photos: masks, pseudo labels, a trained model, overlays and a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cim.cli import parser, run
+from cim.config import load_config, override, save_config
+from cim.errors import CimError
+from cim.flow import Stage, run_stages, stage
+
+BUDGETS = {  # config, factor on the updates of the light schedule
+    "quick": {"train.updates": 250, "train.step": [180], "refine.updates": 300, "refine.step": [240]},
+    "normal": {},
+    "long": {"train.updates": 2000, "train.step": [1500], "refine.updates": 4000, "refine.step": [3000]},
+}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    result = parser(
+        f"{__doc__} Every stage is skipped when done: the same command continues after a stop.",
+        "bash scripts/run_folder.sh --images photos --tags tags.csv --output runs/mine\n"
+        "  bash scripts/run_folder.sh --images photos/train --output runs/mine --val photos/val --val-masks val.json",
+    )
+    result.add_argument("--images", type=Path, required=True, help="folder of training photos")
+    result.add_argument(
+        "--tags", type=Path, help="tags.csv (image,labels) or COCO json; default: one sub-folder a class"
+    )
+    result.add_argument("--output", type=Path, required=True, help="run folder")
+    result.add_argument("--val", type=Path, help="folder of photos to evaluate on")
+    result.add_argument("--val-tags", type=Path, help="their tags (default: from --val-masks)")
+    result.add_argument("--val-masks", type=Path, help="their COCO json with masks; only evaluation reads it")
+    result.add_argument("--weights", type=Path, help="ImageNet weights of the trunk (default: downloaded once)")
+    result.add_argument("--budget", choices=BUDGETS, default="normal", help="length of the schedules")
+    result.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    result.add_argument("--config", default="folder_mobilenet", help="yaml file or name (default: folder_mobilenet)")
+    result.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="override settings")
+    result.add_argument("--no-refine", action="store_true", help="stop before Mask R-CNN")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    config = write_config(args)
+    stages = preparation(config, bool(args.val)) + training(config, bool(args.val_masks))
+    stages += refinement(config, bool(args.val_masks)) if not args.no_refine else []
+    stages += presentation(config, bool(args.val_masks))
+    code = run_stages(stages, args.output, config.read_text(encoding="utf-8"))
+    best = args.output / ("train" if args.no_refine else "mask_rcnn") / "final.pth"
+    print(f"\nreport:        {args.output / 'report.html'}")
+    print(f"pseudo labels: {args.output / 'pseudo_labels'}")
+    print(f"new photos:    {sys.executable} tools/predict.py PHOTO_OR_FOLDER --checkpoint {best}")
+    return code
+
+
+def write_config(args: argparse.Namespace) -> Path:
+    """RUN/config.yaml with everything resolved.
+
+    Raises:
+        CimError: photos or tags are not there.
+    """
+    for path in (args.images, args.tags, args.val, args.val_tags, args.val_masks, args.weights):
+        if path is not None and not path.exists():
+            raise CimError("no such file or folder", path=path)
+    data = {
+        "dataset": "folder",
+        "train_split": "train",
+        "eval_split": "val",
+        "images": args.images,
+        "tags": args.tags,
+        "val_images": args.val,
+        "val_tags": args.val_tags,
+        "val_annotations": args.val_masks,
+    }
+    settings = {f"data.{key}": str(value) for key, value in data.items() if value is not None}
+    settings |= {"work_dir": str(args.output), "name": args.output.name, "device": args.device}
+    if args.weights:
+        settings |= {f"{section}.weights": str(args.weights) for section in ("proposals", "prm", "model", "refine")}
+    settings |= BUDGETS[args.budget]
+    config = load_config(args.config, [*(override(key, value) for key, value in settings.items()), *args.set])
+    path = args.output / "config.yaml"
+    save_config(config, path)
+    return path
+
+
+def preparation(config: Path, val: bool) -> list[Stage]:
+    """Proposals, response network, first labels."""
+    stages = [stage("proposals", "pre/generate_proposals.py", config, "--split", "train", tolerant=True)]
+    if val:
+        stages += [
+            stage(
+                "proposals of the validation photos",
+                "pre/generate_proposals.py",
+                config,
+                "--split",
+                "val",
+                tolerant=True,
+            )
+        ]
+    return [
+        *stages,
+        stage("response network (PRM)", "train_prm.py", config),
+        stage("first labels", "pre/AGPL_label_assign.py", config),
+    ]
+
+
+def training(config: Path, masks: bool) -> list[Stage]:
+    """CIM, and its numbers where there are masks."""
+    stages = [stage("CIM training", "train.py", config)]
+    if masks:
+        results = config.parent / "prm_instances" / "val" / "results.json"
+        stages += [
+            stage("CIM on the validation photos", "test.py", config),
+            stage("metrics of CIM", "evaluation.py", config, "--name", "CIM", "--oracle"),
+            stage("metrics of WSDDN", "evaluation.py", config, "--branch", "mil", "--name", "WSDDN"),
+            stage("PRM on the validation photos", "prm_instances.py", config, "--output", results),
+            stage("metrics of PRM", "evaluation.py", config, "--results", results, "--name", "PRM"),
+        ]
+    return stages
+
+
+def refinement(config: Path, masks: bool) -> list[Stage]:
+    """Pseudo labels, and Mask R-CNN trained on them."""
+    return [
+        stage("CIM on the training photos", "test.py", config, "--split", "train"),
+        stage("pseudo labels", "generate_mask_for_MaskRCNN.py", config),
+        stage("pseudo labels above the threshold", "change_mask_thr.py", config),
+        stage("Mask R-CNN", "train_mask_rcnn.py", config, *([] if masks else ["--no-evaluation"])),
+    ]
+
+
+def presentation(config: Path, masks: bool) -> list[Stage]:
+    """Pictures and the report."""
+    shown = [stage("overlays", "visualize.py", config, "--max-images", 50)] if masks else []
+    return [*shown, stage("report", "report.py", config.parent)]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
