@@ -241,3 +241,12 @@ def test_missing_photos_of_the_published_tree_are_counted(demo, tmp_path):
 def test_unknown_config_is_told_in_one_line(capsys):
     assert run(lambda: MAIN(["nowhere.yaml"])) == 2
     assert capsys.readouterr().err.count("error: ") == 1
+
+
+def test_the_config_may_be_an_option_and_must_be_given(capsys):
+    from small_run import run_tool
+
+    assert run_tool("check_data") == 2
+    assert capsys.readouterr().err.startswith("error: no config given")
+    assert run_tool("check_data", "--config", "no_such_config") == 2
+    assert "no such config" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import sys
 from cim.checks import PURPOSES, Finding, Thoroughness, check_data
 from cim.cli import add_config_args, parser, run
 from cim.config import load_config
+from cim.errors import CimError
 
 COLUMNS = ("for", "what", "state", "detail")
 
@@ -19,6 +20,8 @@ def get_parser() -> argparse.ArgumentParser:
         "python tools/check_data.py configs/resnet50_voc.yaml --for training",
     )
     add_config_args(result)
+    next(action for action in result._actions if action.dest == "config").nargs = "?"
+    result.add_argument("--config", dest="option", metavar="CONFIG", help="the same, as an option")
     result.add_argument("--for", dest="purposes", nargs="+", choices=PURPOSES, default=PURPOSES, help="default: all")
     result.add_argument("--deep", action="store_true", help="decode every photo, open every artefact")
     result.add_argument("--workers", type=int, default=4, help="processes (default: %(default)s)")
@@ -27,6 +30,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
+    args.config = args.config or args.option
+    if args.config is None:
+        raise CimError("no config given", fix="python tools/check_data.py CONFIG")
     config = load_config(args.config, args.set)
     name = " ".join([args.config, *(["--set", *map(shlex.quote, args.set)] if args.set else [])])
     findings = check_data(config, name, args.purposes, Thoroughness(args.deep, args.workers))
