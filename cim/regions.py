@@ -156,7 +156,7 @@ class RegionSet:
 
     def resize(self, size: tuple[int, int]) -> RegionSet:
         """Masks resampled to (H, W), nearest neighbour; atoms that vanish are dropped."""
-        rows, columns = (_nearest(new, old) for new, old in zip(size, self.size, strict=True))
+        rows, columns = (nearest(new, old) for new, old in zip(size, self.size, strict=True))
         used, atoms = np.unique(self.atoms[rows[:, None], columns], return_inverse=True)
         return RegionSet(atoms.reshape(size).astype(np.int32), self.members[:, used], self.scores)
 
@@ -398,7 +398,8 @@ def _as_scores(scores: np.ndarray | None) -> np.ndarray | None:
     return None if scores is None else np.asarray(scores, np.float32)
 
 
-def _nearest(new: int, old: int) -> np.ndarray:
+def nearest(new: int, old: int) -> np.ndarray:
+    """Position among ``old`` pixels of the centre of each of ``new`` pixels, int64 [new]."""
     return np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
 
 

@@ -10,7 +10,7 @@ from cim.datasets.base import Record
 from cim.errors import CimError
 from cim.photo import read_photo
 from cim.published import PublishedProposals
-from cim.regions import Overlaps, RegionSet, overlaps
+from cim.regions import Overlaps, RegionSet, nearest, overlaps
 from cim.types import Clusters, Sample
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -56,7 +56,7 @@ def make_sample(
     grids = regions.grids[rows].astype(np.float32)
     if isinstance(regions, RegionSet):
         members, areas, pairs = regions.members[rows], regions.atom_areas.astype(np.float32), None
-        atoms = regions.atoms[_centres(height, regions.size[0])[:, None], _centres(width, regions.size[1])]
+        atoms = regions.atoms[nearest(height, regions.size[0])[:, None], nearest(width, regions.size[1])]
     else:
         members, areas = np.zeros((len(rows), 0), bool), np.zeros(0, np.float32)
         atoms = np.zeros((height, width), np.int32)
@@ -126,11 +126,6 @@ def keep_best(scores: np.ndarray, limit: int | None, rng: np.random.Generator | 
         return np.arange(count)
     tie = np.arange(count) if rng is None else rng.permutation(count)
     return np.sort(np.lexsort((tie, -scores))[:limit])
-
-
-def _centres(new: int, old: int) -> np.ndarray:
-    """Nearest old pixel of every new pixel's centre."""
-    return np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

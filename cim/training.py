@@ -122,15 +122,7 @@ def train_cim(config: Config) -> Path:
         model,
         source,
         CIMStep(criterion),
-        param_groups=param_groups(
-            model,
-            lr=train.lr,
-            bias_lr_factor=train.bias_lr_factor,
-            momentum=train.momentum,
-            weight_decay=train.weight_decay,
-        )
-        if train.optimizer == "sgd"
-        else [{"params": [p for p in model.parameters() if p.requires_grad], **_adamw(train)}],
+        param_groups=groups_of(model, train),
         schedule=schedule_of(train),
         options=options_of(train),
         run_dir=layout.train_dir,
@@ -175,8 +167,18 @@ def calibrate(model: CIMNet, source: CIMSource, device: torch.device, images: in
         model.roi_head.calibrate(maps)
 
 
-def _adamw(train: TrainConfig) -> dict[str, float]:
-    return {"lr": train.lr, "weight_decay": train.weight_decay}
+def groups_of(model: CIMNet, train: TrainConfig) -> list[dict]:
+    """The optimiser's parameter groups: SGD as published, AdamW with one rate for all."""
+    if train.optimizer == "adamw":
+        learning = [p for p in model.parameters() if p.requires_grad]
+        return [{"params": learning, "lr": train.lr, "weight_decay": train.weight_decay}]
+    return param_groups(
+        model,
+        lr=train.lr,
+        bias_lr_factor=train.bias_lr_factor,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+    )
 
 
 def schedule_of(train: TrainConfig) -> Schedule:

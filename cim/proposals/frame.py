@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from cim.regions import nearest
+
 
 def shrink(image: np.ndarray, side: int) -> np.ndarray:
     """uint8 [H, W, 3] with the long side brought down to ``side`` pixels; small pictures stay as they are."""
@@ -17,8 +19,5 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
 
 def enlarge(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Labels [h, w] in a frame (H, W) that is no smaller, nearest neighbour: int32 [H, W], no label is lost."""
-    rows, columns = (
-        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
-        for new, old in zip(size, labels.shape, strict=True)
-    )
+    rows, columns = (nearest(new, old) for new, old in zip(size, labels.shape, strict=True))
     return labels.astype(np.int32)[rows[:, None], columns]
