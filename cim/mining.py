@@ -15,6 +15,7 @@ least whatever the autocast mode, and waits for the device a few times per branc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ from cim.types import PseudoLabels
 Miner = Callable[[Tensor, Tensor, Tensor, Overlaps, int, "torch.Generator | None"], "PseudoLabels | None"]
 
 
-class PresentClassMiner:
+class PresentClassMiner(ABC):
     """What all miners share: full precision, no gradient, only the classes of the image, nothing from nothing."""
 
     @torch.no_grad()
@@ -59,11 +60,11 @@ class PresentClassMiner:
             s, d = (_at_least_float32(scores[:, at].T) for scores in (cls_scores, instance_scores))
             return self.mine(at + 1, s, d, overlaps, branch, generator)
 
+    @abstractmethod
     def mine(
         self, classes: Tensor, s: Tensor, d: Tensor, overlaps: Overlaps, branch: int, generator: torch.Generator | None
     ) -> PseudoLabels | None:
         """The same for class numbers [P] (from 1) and their scores [P, N]."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
