@@ -27,20 +27,18 @@ class Stage:
     Attributes:
         title: what happens, for people.
         command: a tool (relative to tools/) and its arguments.
-        tolerant: the tool's exit code 2 (some photos failed, the others are done) does not stop the flow.
     """
 
     title: str
     command: tuple[str, ...]
-    tolerant: bool = False
 
 
-def stage(title: str, *command: object, tolerant: bool = False) -> Stage:
+def stage(title: str, *command: object) -> Stage:
     """A stage from loose arguments."""
-    return Stage(title, tuple(str(part) for part in command), tolerant)
+    return Stage(title, tuple(str(part) for part in command))
 
 
-def run_stages(stages: Sequence[Stage], run_dir: Path, settings: str) -> int:
+def run_stages(stages: Sequence[Stage], run_dir: Path, settings: str) -> None:
     """Run the stages that are not done yet, in order; a killed flow continues with the same call.
 
     ``run_dir``/stages.json remembers what is done, ``timings.json`` how long each stage took. A stage is done for
@@ -51,15 +49,12 @@ def run_stages(stages: Sequence[Stage], run_dir: Path, settings: str) -> int:
         run_dir: of this flow.
         settings: text of the configuration; other settings begin anew.
 
-    Returns:
-        2 when a tolerant stage had failures, else 0.
-
     Raises:
         CimError: a stage failed; the same command continues.
     """
     done = _read(run_dir / "stages.json")
     timings = _read(run_dir / "timings.json")
-    code, fresh = 0, True
+    fresh = True
     for number, step in enumerate(stages, 1):
         mark = hashlib.sha256(json.dumps([step.command, settings]).encode()).hexdigest()[:16]
         heading = f"[{number}/{len(stages)}] {step.title}"
@@ -71,20 +66,17 @@ def run_stages(stages: Sequence[Stage], run_dir: Path, settings: str) -> int:
         began = time.monotonic()
         result = subprocess.run([sys.executable, str(TOOLS / step.command[0]), *step.command[1:]], check=False)
         seconds = time.monotonic() - began
-        if result.returncode and not (step.tolerant and result.returncode == 2):
+        if result.returncode:
             if result.returncode in (130, -2):
                 raise KeyboardInterrupt
             raise CimError(
                 f"stage {number} ({step.title}) failed", fix="see the line above; the same command continues"
             )
-        code = max(code, result.returncode)
         timings[step.title] = round(timings.get(step.title, 0) + seconds, 1)
         write_json(run_dir / "timings.json", timings, indent=1)
-        if not result.returncode:
-            done[step.title] = mark
-            write_json(run_dir / "stages.json", done, indent=1)
+        done[step.title] = mark
+        write_json(run_dir / "stages.json", done, indent=1)
         logger.info("%s: %.0f s", heading, seconds)
-    return code
 
 
 def _read(path: Path) -> dict:

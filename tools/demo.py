@@ -30,7 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Prints the table of methods and where the report is."""
     args = get_parser().parse_args(argv)
     run_dir = args.output.resolve()
@@ -50,12 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     stages += pseudo_labels(config)
     stages += [stage("Mask R-CNN", "train_mask_rcnn.py", config)] if args.refine else []
     stages += presentation(config, data_dir(run_dir, args) / "new")
-    code = run_stages(stages, run_dir, config.read_text(encoding="utf-8"))
+    run_stages(stages, run_dir, config.read_text(encoding="utf-8"))
     print(f"\n{markdown(load_rows(run_dir / 'metrics.json'))}\n")
     print("oracle: the best proposal of every instance, all with one score; no method can choose better ones")
     print(f"new pictures:  {run_dir / 'predictions' / 'overlays'}")
     print(f"report:        {run_dir / 'report.html'}")
-    return code
 
 
 def data_dir(run_dir: Path, args: argparse.Namespace) -> Path:

@@ -41,18 +41,17 @@ def get_parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     config = write_config(args)
     stages = preparation(config, bool(args.val)) + training(config, bool(args.val_masks))
     stages += refinement(config, bool(args.val_masks)) if not args.no_refine else []
     stages += presentation(config, bool(args.val_masks))
-    code = run_stages(stages, args.output, config.read_text(encoding="utf-8"))
+    run_stages(stages, args.output, config.read_text(encoding="utf-8"))
     best = args.output / ("train" if args.no_refine else "mask_rcnn") / "final.pth"
     print(f"\nreport:        {args.output / 'report.html'}")
     print(f"pseudo labels: {args.output / 'pseudo_labels'}")
     print(f"new photos:    {sys.executable} tools/predict.py PHOTO_OR_FOLDER --checkpoint {best}")
-    return code
 
 
 def write_config(args: argparse.Namespace) -> Path:
@@ -87,18 +86,9 @@ def write_config(args: argparse.Namespace) -> Path:
 
 def preparation(config: Path, val: bool) -> list[Stage]:
     """Proposals, response network, first labels."""
-    stages = [stage("proposals", "pre/generate_proposals.py", config, "--split", "train", tolerant=True)]
+    stages = [stage("proposals", "pre/generate_proposals.py", config, "--split", "train")]
     if val:
-        stages += [
-            stage(
-                "proposals of the validation photos",
-                "pre/generate_proposals.py",
-                config,
-                "--split",
-                "val",
-                tolerant=True,
-            )
-        ]
+        stages += [stage("proposals of the validation photos", "pre/generate_proposals.py", config, "--split", "val")]
     return [
         *stages,
         stage("response network (PRM)", "train_prm.py", config),
