@@ -194,7 +194,9 @@ class RefineConfig(Section):
     micro_batch: int = Field(2, ge=1)  # images per pass through the network; memory grows with it
     updates: int = 18000
     step: tuple[int, ...] = (12000, 16000)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.02
+    trunk_lr_factor: float = Field(1.0, gt=0)  # the trunk's rate as a fraction of lr
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_updates: int = 500

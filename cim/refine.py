@@ -196,6 +196,7 @@ def train_mask_rcnn(config: Config, labels: Path, images: Path | None = None, ru
             micro_batch=refine.micro_batch,
             rescale_momentum=False,
             reduction="mean",
+            optimizer=refine.optimizer,
         ),
         run_dir=run_dir or Layout(config).refine_dir,
         device=resolve_device(config.device),
@@ -209,5 +210,9 @@ def train_mask_rcnn(config: Config, labels: Path, images: Path | None = None, ru
 
 
 def _param_groups(model: nn.Module, refine: RefineConfig) -> list[dict[str, Any]]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [{"params": trained, "lr": refine.lr, "momentum": refine.momentum, "weight_decay": refine.weight_decay}]
+    momentum = {"momentum": refine.momentum} if refine.optimizer == "sgd" else {}
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trunk = [p for name, p in trained if name.startswith("backbone.trunk.")]
+    rest = [p for name, p in trained if not name.startswith("backbone.trunk.")]
+    rates = ((trunk, refine.lr * refine.trunk_lr_factor), (rest, refine.lr))
+    return [{"params": p, "lr": rate, "weight_decay": refine.weight_decay, **momentum} for p, rate in rates if p]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
 from cim import load_model
 from cim.build import build_dataset
 from cim.checkpoint import load_checkpoint
-from cim.config import load_config
+from cim.config import RefineConfig, load_config
 from cim.errors import CimError
 from cim.export import NAME, label_path
 from cim.layout import Layout
@@ -25,7 +28,7 @@ from cim.mask_pixels import mask_boxes, target_size
 from cim.models import mask_rcnn
 from cim.models.mask_rcnn import BUILDS, build_mask_rcnn, weighted_box_losses, weighted_mask_loss
 from cim.photo import read_photo
-from cim.refine import LabelSource, open_labels, refine_step
+from cim.refine import LabelSource, _param_groups, open_labels, refine_step, train_mask_rcnn
 
 TINY = {"channels": 8, "hidden": 16, "mask_layers": 1, "regions": 16, "before": 50, "after": 20}
 
@@ -329,6 +332,72 @@ def test_one_more_round(trained, monkeypatch):
     content = json.loads(labels.read_text())
     dataset = build_dataset(load_config(trained).data, "train")
     assert [a["category_id"] for a in content["annotations"]] == [dataset.category_ids[r.tags[0]] for r in dataset]
+
+
+def short_run(folder, **refine):
+    """Config and arguments of four updates on four drawn photos."""
+    path = small_run.small_config(folder)
+    settings = {"backbone": "mobilenet_fpn", "weights": "none", "images_per_update": 2, "updates": 4, "step": [3]}
+    settings |= {"warmup_updates": 0, "lr": 0.001, "min_side": 48, "max_side": 64, "workers": 0, **refine}
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "refine": settings}))
+    return path, folder / "truth.json", folder / "photos"
+
+
+def test_a_stopped_run_continues_exactly(tmp_path, monkeypatch):
+    """Stopped in the middle of the third update, continued: bit for bit the weights of a run without a stop."""
+    (tmp_path / "a").mkdir()
+    path, labels, photos = short_run(tmp_path / "a", checkpoint_every=1, optimizer="adamw", micro_batch=1)
+    config = load_config(path)
+    whole = load_checkpoint(train_mask_rcnn(config, labels, photos, tmp_path / "whole"))["model"]
+    calls = 0
+
+    def interrupted(*given):
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return refine_step(*given)
+
+    monkeypatch.setattr("cim.refine.refine_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_mask_rcnn(config, labels, photos, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "final.pth").exists()
+    monkeypatch.setattr("cim.refine.refine_step", refine_step)
+    torch.manual_seed(99)  # whatever the new process's generator holds
+    continued = load_checkpoint(train_mask_rcnn(config, labels, photos, tmp_path / "stopped"))["model"]
+    assert all(torch.equal(continued[name], value) for name, value in whole.items())
+
+
+def test_mixed_precision(tmp_path):
+    path, labels, photos = short_run(tmp_path, precision="bf16", updates=2, step=[])
+    checkpoint = train_mask_rcnn(load_config(path), labels, photos)
+    assert all(torch.isfinite(value).all() for value in load_checkpoint(checkpoint)["model"].values())
+    log = [json.loads(text) for text in (checkpoint.parent / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["update"] == 2 and log[-1]["skipped"] == 0
+
+
+def test_torchrun(tmp_path):
+    """Two processes through the tool itself; its one row is written once."""
+    path, labels, photos = short_run(tmp_path, updates=2, step=[])
+    tool = small_run.TOOLS / "train_mask_rcnn.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tool)]
+    arguments = [str(path), "--labels", str(labels), "--images", str(photos)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command + arguments, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    layout = Layout(load_config(path))
+    assert (layout.refine_dir / "final.pth").is_file()
+    assert list(json.loads(layout.metrics.read_text())["rows"]) == ["CIM + Mask R-CNN"]
+
+
+def test_the_trunk_learns_at_its_own_rate(network):
+    config = RefineConfig(lr=0.1, trunk_lr_factor=0.5)
+    trunk, rest = _param_groups(network, config)
+    own = {id(p) for p in network.backbone.trunk.parameters()}
+    assert trunk["lr"] == 0.05 and rest["lr"] == 0.1 and {id(p) for p in trunk["params"]} <= own
+    assert not own & {id(p) for p in rest["params"]}
+    learning = [p for p in network.parameters() if p.requires_grad]
+    assert len(trunk["params"]) + len(rest["params"]) == len(learning)
 
 
 def test_no_labels_yet(tmp_path, capsys):

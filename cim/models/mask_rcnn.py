@@ -143,6 +143,7 @@ class Pyramid(nn.Module):
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """float [B, 3, h, w] -> levels "0", "1", ... and "pool", float [B, D, ., .], finest first."""
         levels: OrderedDict[str, Tensor] = OrderedDict()
+        images = images.contiguous(memory_format=torch.channels_last)  # a quarter faster on CPUs
         for name, layer in self._layers():
             images = layer(images)
             if name in self._taps:
