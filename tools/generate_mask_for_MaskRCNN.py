@@ -27,6 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add_config_args(target)
     target.add_argument("--checkpoint", help="whose scores: a checkpoint or a run folder (default: that of the config)")
+    target.add_argument("--scores", type=Path, help="a folder of scores, e.g. RUN/detections/SPLIT, instead")
     target.add_argument(
         "--from-mask-rcnn",
         nargs="?",
@@ -77,7 +78,7 @@ def _cim(
     from cim.store import Store
 
     layout = Layout(config)
-    folder = evaluation_dir(layout, find_checkpoint(args.checkpoint, layout)) / "detections" / split
+    folder = args.scores or evaluation_dir(layout, find_checkpoint(args.checkpoint, layout)) / "detections" / split
     store = Store.open(folder, "detections", fix=f"python tools/test.py {args.config} --split {split}")
     selection = Selection.of(config.infer)
     source = open_regions(layout.proposals(split))
