@@ -14,6 +14,7 @@ from cim.coco_results import load_ground_truth, read_results, to_coco
 from cim.datasets.base import Dataset
 from cim.errors import CimError
 from cim.evaluation import corloc, evaluate_coco, evaluate_voc
+from cim.metrics_file import metric_row
 from cim.oracle import oracle_results, truth_overlaps
 from cim.regions import RegionSet
 from cim.run_lengths import mask_areas, valid_rles
@@ -130,6 +131,16 @@ def test_class_without_ground_truth_counts_zero_or_not_at_all():
     metrics = evaluate_voc(truth, perfect)
     assert metrics["classes_without_ground_truth"] == ["class 3"]
     assert metrics["mAP_present@0.75"] == pytest.approx(100) and metrics["mAP@0.75"] == pytest.approx(75)
+
+
+def test_pictures_with_several_instances_average_over_their_own_classes():
+    """Perfect detections are perfect on the subset too, although a class is missing there."""
+    truth, _ = synthetic(1)
+    keys = ("image_id", "category_id", "segmentation")
+    perfect = [{**{k: a[k] for k in keys}, "score": 1.0} for a in truth["annotations"] if not a["iscrowd"]]
+    row = metric_row(load_ground_truth(truth), perfect, "voc")
+    assert row["mAP@0.75"] == pytest.approx(75) and row["subset_multi"]["mAP@0.75"] == pytest.approx(100)
+    assert "mAP_present@0.75" not in row["subset_multi"]
 
 
 @pytest.mark.parametrize("backend", ["faster", "pycocotools"])

@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 from cim.averaging import average_scores
 from cim.build import build_dataset
 from cim.cli import add_config_args, parser, run
 from cim.config import load_config
-from cim.detections import Selection, detect
+from cim.detections import Branch, Selection, detect
 from cim.errors import CimError
 from cim.layout import Layout
 from cim.published import open_regions
@@ -29,6 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     target.add_argument("--runs", type=Path, nargs="+", required=True, help="run folders (work_dir) to average")
     target.add_argument("--output", type=Path, required=True, help="gets detections/<split>")
     target.add_argument("--split", help="default: data.eval_split")
+    target.add_argument("--branch", choices=get_args(Branch), default="scores", help="as in tools/evaluation.py")
     target.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of the selection")
     target.add_argument("--overwrite", action="store_true", help="average again what is already there")
     return target
@@ -48,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     dataset = build_dataset(config.data, split)
     average_scores(runs, output, dataset.records)
     source = open_regions(Layout(config).proposals(split))
-    detect(dataset, source, output, folder / "results.json", Selection.of(config.infer), workers=args.workers)
+    results = folder / ("results.json" if args.branch == "scores" else f"results_{args.branch}.json")
+    detect(dataset, source, output, results, Selection.of(config.infer), branch=args.branch, workers=args.workers)
 
 
 if __name__ == "__main__":
