@@ -2,7 +2,8 @@
 
 Format: ``{"rows": {name: {"mAP@0.25": percent, ..., "per_class": {...}, "subset_multi": {...}, "CorLoc": percent}},
 "settings": {name: how the row was made}}``. ``subset_multi`` is the same metric on the pictures that show two or more
-instances; there a mean is over the classes that occur, since a small subset easily lacks some. COCO rows have ``AP, AP50, AP75, APS, APM, APL`` instead of the mAPs.
+instances; there a mean is over the classes that occur, since a small subset easily lacks some. COCO rows have
+``AP, AP50, AP75, APS, APM, APL`` instead of the mAPs.
 """
 
 from __future__ import annotations
