@@ -1,7 +1,7 @@
 """Several trained networks as one: the mean of their scores for the same proposals.
 
-Two networks that differ by their seed alone agree on most photos; where they do not, their mean is right more often
-than either (docs/RESULTS.md has the numbers). The price is training them all.
+Networks that differ by their seed alone differ in their mistakes; the mean of their scores evens some of them out
+(docs/RESULTS.md has the numbers). The price is training them all.
 """
 
 from __future__ import annotations
