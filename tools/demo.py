@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Prints the table of methods and where the report is."""
     args = get_parser().parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in another order would give every machine other numbers
     run_dir = args.output.resolve()
     config, mist = write_configs(args, run_dir)
     pictures = stage(
