@@ -38,6 +38,27 @@ def stage(title: str, *command: object) -> Stage:
     return Stage(title, tuple(str(part) for part in command))
 
 
+def preparation(config: Path, val: bool, what: str = "photos") -> list[Stage]:
+    """Proposals, response network, first labels; ``val``: proposals of the validation photos too."""
+    proposals = "pre/generate_proposals.py"
+    of_val = [stage(f"proposals of the validation {what}", proposals, config, "--split", "val")]
+    return [
+        stage("proposals", proposals, config, "--split", "train"),
+        *(of_val if val else []),
+        stage("response network (PRM)", "train_prm.py", config),
+        stage("first labels", "pre/AGPL_label_assign.py", config),
+    ]
+
+
+def pseudo_labels(config: Path, what: str = "photos") -> list[Stage]:
+    """CIM's masks of the training photos as labels for Mask R-CNN."""
+    return [
+        stage(f"CIM on the training {what}", "test.py", config, "--split", "train"),
+        stage("pseudo labels", "generate_mask_for_MaskRCNN.py", config),
+        stage("pseudo labels above the threshold", "change_mask_thr.py", config),
+    ]
+
+
 def run_stages(stages: Sequence[Stage], run_dir: Path, settings: str) -> None:
     """Run the stages that are not done yet, in order; a killed flow continues with the same call.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cim.cli import parser, run
 from cim.config import Config, load_config, override, save_config
-from cim.flow import Stage, run_stages, stage
+from cim.flow import Stage, preparation, pseudo_labels, run_stages, stage
 from cim.layout import Layout
 from cim.metrics_file import load_rows, markdown
 
@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> None:
         "--seed",
         args.seed,
     )
-    stages = [pictures, *common(config), *cim(config), *baselines(config, mist)]
-    stages += pseudo_labels(config)
+    stages = [pictures, *preparation(config, True, "pictures"), *cim(config), *baselines(config, mist)]
+    stages += pseudo_labels(config, "pictures")
     stages += [stage("Mask R-CNN", "train_mask_rcnn.py", config)] if args.refine else []
     stages += presentation(config, data_dir(run_dir, args) / "new")
     run_stages(stages, run_dir, config.read_text(encoding="utf-8"))
@@ -107,17 +107,6 @@ def mist_config(config: Config, run_dir: Path) -> Config:
     return config.model_copy(update=changed)
 
 
-def common(config: Path) -> list[Stage]:
-    """Proposals, response network, first labels."""
-    proposals = "pre/generate_proposals.py"
-    return [
-        stage("proposals", proposals, config, "--split", "train"),
-        stage("proposals of the validation pictures", proposals, config, "--split", "val"),
-        stage("response network (PRM)", "train_prm.py", config),
-        stage("first labels", "pre/AGPL_label_assign.py", config),
-    ]
-
-
 def cim(config: Path) -> list[Stage]:
     """CIM training and its row; the oracle's besides."""
     return [
@@ -138,15 +127,6 @@ def baselines(config: Path, mist: Path) -> list[Stage]:
         stage("MIST training", "train.py", mist),
         stage("MIST on the validation pictures", "test.py", mist),
         stage("metrics of MIST", "evaluation.py", config, "--results", found, "--name", "MIST"),
-    ]
-
-
-def pseudo_labels(config: Path) -> list[Stage]:
-    """CIM's masks of the training pictures as labels for Mask R-CNN."""
-    return [
-        stage("CIM on the training pictures", "test.py", config, "--split", "train"),
-        stage("pseudo labels", "generate_mask_for_MaskRCNN.py", config),
-        stage("pseudo labels above the threshold", "change_mask_thr.py", config),
     ]
 
 

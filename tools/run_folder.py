@@ -9,7 +9,7 @@ from pathlib import Path
 from cim.cli import parser, run
 from cim.config import load_config, override, save_config
 from cim.errors import CimError
-from cim.flow import Stage, run_stages, stage
+from cim.flow import Stage, preparation, pseudo_labels, run_stages, stage
 
 BUDGETS = {  # config, factor on the updates of the light schedule
     "quick": {"train.updates": 250, "train.step": [180], "refine.updates": 300, "refine.step": [240]},
@@ -84,18 +84,6 @@ def write_config(args: argparse.Namespace) -> Path:
     return path
 
 
-def preparation(config: Path, val: bool) -> list[Stage]:
-    """Proposals, response network, first labels."""
-    stages = [stage("proposals", "pre/generate_proposals.py", config, "--split", "train")]
-    if val:
-        stages += [stage("proposals of the validation photos", "pre/generate_proposals.py", config, "--split", "val")]
-    return [
-        *stages,
-        stage("response network (PRM)", "train_prm.py", config),
-        stage("first labels", "pre/AGPL_label_assign.py", config),
-    ]
-
-
 def training(config: Path, masks: bool) -> list[Stage]:
     """CIM, and its numbers where there are masks."""
     stages = [stage("CIM training", "train.py", config)]
@@ -114,9 +102,7 @@ def training(config: Path, masks: bool) -> list[Stage]:
 def refinement(config: Path, masks: bool) -> list[Stage]:
     """Pseudo labels, and Mask R-CNN trained on them."""
     return [
-        stage("CIM on the training photos", "test.py", config, "--split", "train"),
-        stage("pseudo labels", "generate_mask_for_MaskRCNN.py", config),
-        stage("pseudo labels above the threshold", "change_mask_thr.py", config),
+        *pseudo_labels(config),
         stage("Mask R-CNN", "train_mask_rcnn.py", config, *([] if masks else ["--no-evaluation"])),
     ]
 
