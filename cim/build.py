@@ -74,7 +74,8 @@ def build_model(config: Config, num_classes: int) -> CIMNet:
     """The network for C = ``num_classes`` classes, trunk weights loaded.
 
     Raises:
-        CimError: unknown trunk, weights that do not fit or cannot be had, mmcv asked for but absent.
+        CimError: unknown trunk, weights that do not fit or cannot be had, axes for another trunk, mmcv asked for
+            but absent.
     """
     model = config.model
     own = model.weights == FROM_PRM
@@ -85,7 +86,10 @@ def build_model(config: Config, num_classes: int) -> CIMNet:
         tensors = {name.removeprefix(prefix): t for name, t in read_weights(path).items() if name.startswith(prefix)}
         load_trunk(backbone.body, tensors, path)
     if model.head == "region_pool":
-        head = RegionPool(backbone.channels, model.hidden)
+        if len(model.axes) != len(backbone.parts):
+            expected = f"{len(backbone.parts)} numbers, one per part of {model.backbone}"
+            raise CimError("model.axes does not fit the trunk", expected=expected, found=list(model.axes))
+        head = RegionPool(backbone.parts, model.axes, model.hidden)
     else:
         head = MaskFuse(backbone.channels, backbone.stride, model.hidden, model.roi_align)
     return CIMNet(backbone, head, Predictor(head.width, num_classes, model.refinements))

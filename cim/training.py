@@ -147,7 +147,8 @@ def cached_features(config: Config, model: CIMNet, dataset: Dataset, device: tor
         )
     weights = config.model.weights
     known = weights if weights in (None, RANDOM) else fingerprint(trunk_file(config))
-    cache = FeatureCache.create(Layout(config).features, config.model.backbone, str(known))
+    trunk = f"{config.model.backbone} ({' + '.join(map(str, model.backbone.parts))} channels)"
+    cache = FeatureCache.create(Layout(config).features, trunk, str(known))
     if distributed.is_main():
         cache.fill(model.to(device).eval().features, dataset, train.sides, device)
     distributed.wait()
@@ -156,15 +157,14 @@ def cached_features(config: Config, model: CIMNet, dataset: Dataset, device: tor
 
 @torch.no_grad()
 def calibrate(model: CIMNet, source: CIMSource, device: torch.device, images: int = 64) -> None:
-    """Let the region-pooling head measure the trunk's channels on images spread over the data set."""
+    """Let the region-pooling head measure the trunk's features on images spread over the data set."""
     if not isinstance(model.roi_head, RegionPool):
         return
     model.to(device).eval()
     spread = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int)
     samples = (source.sample_at(int(index), min(source.sides), False) for index in spread)
-    maps = [model.features_of(sample.to(device)) for sample in samples if sample is not None]
-    if maps:
-        model.roi_head.calibrate(maps)
+    moved = (sample.to(device) for sample in samples if sample is not None)
+    model.roi_head.calibrate((model.features_of(sample), sample) for sample in moved)
 
 
 def groups_of(model: CIMNet, train: TrainConfig) -> list[dict]:

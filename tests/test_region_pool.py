@@ -59,12 +59,14 @@ def sample_of(masks: np.ndarray) -> SimpleNamespace:
 
 def test_pooled_features_are_means_inside_and_around():
     torch.manual_seed(0)
-    head = RegionPool(3, 5, reduced=2, ring=1).eval()
+    head = RegionPool((1, 2), (1, 1), 5, ring=1).eval()
+    for buffer in (head.axes, head.centre, head.spread):
+        buffer.copy_(torch.rand_like(buffer) + 0.5)
     masks = np.zeros((2, 6, 6), bool)
     masks[0, 2:4, 2:4] = True
     masks[1, :, :3] = True
     features = torch.rand(1, 3, 6, 6)
-    cells = torch.nn.functional.conv2d(features, head.reduce.weight, head.reduce.bias)[0]
+    cells = torch.einsum("dhw,dk->khw", features[0], head.axes)
     expected = []
     for mask in masks:
         around = np.zeros_like(mask)
@@ -72,24 +74,65 @@ def test_pooled_features_are_means_inside_and_around():
             around[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = True
         around &= ~mask
         expected.append(torch.cat([cells[:, mask].mean(1), cells[:, around].mean(1)]))
-    hidden = torch.relu(head.fc2(torch.relu(head.fc1(torch.stack(expected)))))
+    expected = (torch.stack(expected) - head.centre) / head.spread
+    hidden = torch.relu(head.fc2(torch.relu(head.fc1(expected))))
     torch.testing.assert_close(head(features, sample_of(masks)), hidden)
 
 
 def test_no_proposals_and_a_proposal_that_covers_all():
-    head = RegionPool(3, 5, reduced=2).eval()
+    head = RegionPool((3,), (2,), 5).eval()
     features = torch.rand(1, 3, 4, 4)
     assert head(features, sample_of(np.zeros((0, 8, 8), bool))).shape == (0, 5)
     assert head(features, sample_of(np.ones((1, 8, 8), bool))).isfinite().all()  # its ring is empty
 
 
-def test_calibration_standardises_the_trunk():
-    head = RegionPool(4, 5)
-    maps = [torch.randn(1, 4, 6, 5) * 3 + 7, torch.randn(1, 4, 3, 8) * 3 + 7]
-    head.calibrate(maps)
-    cells = torch.cat([m[0].flatten(1) for m in maps], 1)
-    torch.testing.assert_close(head.mean, cells.mean(1))
-    torch.testing.assert_close(head.deviation, cells.std(1))
+def seen(channels: int, images: int = 8) -> list[tuple[torch.Tensor, SimpleNamespace]]:
+    """Feature maps whose last channels are all mixtures of two sources, at very different scales, and samples."""
+    generator = torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
+    scales = 10.0 ** torch.arange(channels - 1).remainder(4)
+    mixture = torch.randn(channels - 1, 2, generator=generator)
+    result = []
+    for _ in range(images):
+        sources = torch.randn(2, 6, 5, generator=generator)
+        mixed = torch.einsum("ck,khw->chw", mixture, sources) * scales[:, None, None]
+        features = torch.cat([torch.randn(1, 6, 5, generator=generator), mixed])[None] + 7
+        result.append((features, sample_of(rng.random((6, 12, 10)) < 0.4)))
+    return result
+
+
+def test_calibration_finds_the_axes_and_gives_all_the_same_spread():
+    maps = seen(9)
+    head = RegionPool((1, 8), (1, 2), 5)
+    head.calibrate(iter(maps), every=1)
+    pooled = torch.cat([(head._pooled(f, s, head.axes) - head.centre) / head.spread for f, s in maps])
+    torch.testing.assert_close(pooled.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
+    torch.testing.assert_close(pooled.std(0), torch.ones(6), atol=1e-3, rtol=0)
+    # the shallow part stays as it is, and the two axes of the deep one carry all that its eight channels do
+    torch.testing.assert_close(head.axes[:, 0], torch.eye(9)[:, 0])
+    assert (head.axes[0, 1:] == 0).all()
+    raw = torch.cat([head._pooled(f, s, torch.eye(9)) for f, s in maps])[:, 1:9].double()
+    along = raw @ head.axes[1:, 1:].double()
+    design = torch.cat([along, torch.ones(len(raw), 1, dtype=torch.float64)], 1)
+    found = design @ torch.linalg.lstsq(design, raw).solution
+    assert ((found - raw).std(0) < 1e-3 * raw.std(0)).all()
+    torch.testing.assert_close(torch.corrcoef(along.T)[0, 1].abs(), torch.tensor(0.0).double(), atol=1e-4, rtol=0)
+
+
+def test_without_images_calibration_changes_nothing():
+    head = RegionPool((4,), (2,), 5)
+    before = {name: value.clone() for name, value in head.named_buffers()}
+    head.calibrate([])
+    assert all(torch.equal(before[name], value) for name, value in head.named_buffers())
+
+
+def test_axes_that_do_not_fit_the_trunk_are_told(tmp_path):
+    from cim.build import build_model
+
+    config = light(tmp_path)
+    config.model.axes = (64,)
+    with pytest.raises(CimError, match="3 numbers, one per part of mobilenet_v2_d16"):
+        build_model(config, 1)
 
 
 @pytest.fixture
@@ -105,6 +148,7 @@ def photos(tmp_path):
 
 def light(tmp_path, **train) -> Config:
     model = {"backbone": "mobilenet_v2_d16", "weights": "none", "freeze": "all", "head": "region_pool", "hidden": 8}
+    model["axes"] = (96, 64, 32)
     train = {"cache_features": True, "flip": False, "sides": (64,), **train}
     return Config(work_dir=str(tmp_path / "run"), model=model, train=train)
 

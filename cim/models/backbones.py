@@ -37,6 +37,7 @@ class Backbone(nn.Module):
     Attributes:
         stride: input pixels per step of the feature map.
         channels: D.
+        parts: channels of the blocks that lie side by side in the map, from shallow to deep; their sum is D.
         pad_to: height and width are zero-padded (right, below) to a multiple of this.
         method: the method of ``body`` that gives the feature map.
     """
@@ -49,11 +50,13 @@ class Backbone(nn.Module):
         *,
         frozen: tuple[str, ...] = (),
         train_norms: bool = False,
+        parts: tuple[int, ...] = (),
         pad_to: int = 1,
         method: str = "forward",
     ) -> None:
         super().__init__()
         self.body, self.stride, self.channels = body, stride, channels
+        self.parts = parts or (channels,)
         self.pad_to, self.method = pad_to, method
         named = dict(body.named_modules())
         self._frozen = [named[name] for name in frozen]  # a plain list: these are parts of body already
@@ -84,7 +87,7 @@ class Trunk:
 
     Attributes:
         make: the trunk's layers, random.
-        stride, channels, pad_to, method: see :class:`Backbone`.
+        stride, channels, pad_to, method, parts: see :class:`Backbone`.
         frozen: parts that the published program does not train.
         download: the library's own ImageNet weights.
     """
@@ -96,6 +99,7 @@ class Trunk:
     download: Callable[[], dict[str, Tensor]]
     pad_to: int = 1
     method: str = "forward"
+    parts: tuple[int, ...] = ()
 
 
 def build_backbone(
@@ -127,6 +131,7 @@ def build_backbone(
         trunk.channels,
         frozen=frozen,
         train_norms=train_norms,
+        parts=trunk.parts,
         pad_to=trunk.pad_to,
         method=trunk.method,
     )
@@ -165,32 +170,38 @@ def _mobilenet_v2(last: int, stride: int, channels: int) -> Trunk:
 
 
 def _mobilenet_v2_d16() -> Trunk:
-    """MobileNet-V2 at stride 16 to its end (the last stride becomes a dilation), beside its last stride-16 block.
+    """MobileNet-V2 at stride 16 to its end (the last stride becomes a dilation), three of its depths side by side.
 
     For the region-pooling head: positions twice as fine as usual, and mid-level features next to the last ones.
     """
+    depths = {13: 96, 16: 160, 18: 1280}
 
     def make() -> nn.Module:
         layers = torchvision.models.mobilenet_v2(weights=None).features
         layers[14].conv[1][0].stride = (1, 1)
         for block in layers[15:18]:
             block.conv[1][0].dilation = block.conv[1][0].padding = (2, 2)
-        return _Beside(layers, 13)
+        return _Beside(layers, tuple(depths))
 
     get = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict
-    return Trunk(make, 16, 96 + 1280, ("",), get)
+    parts = tuple(depths.values())
+    return Trunk(make, 16, sum(parts), ("",), get, parts=parts)
 
 
 class _Beside(nn.Module):
-    """Layers in a row; the output of one of them is put beside the last one's."""
+    """Layers in a row; the outputs of some of them, at one stride, side by side."""
 
-    def __init__(self, layers: nn.Sequential, tap: int) -> None:
+    def __init__(self, layers: nn.Sequential, taps: tuple[int, ...]) -> None:
         super().__init__()
-        self.features, self.tap = layers, tap
+        self.features, self.taps = layers, taps
 
     def forward(self, image: Tensor) -> Tensor:
-        middle = self.features[: self.tap + 1](image)
-        return torch.cat([middle, self.features[self.tap + 1 :](middle)], 1)
+        outputs = []
+        for index, layer in enumerate(self.features):
+            image = layer(image)
+            if index in self.taps:
+                outputs.append(image)
+        return torch.cat(outputs, 1)
 
 
 def _tiny() -> Trunk:

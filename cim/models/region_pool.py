@@ -7,6 +7,8 @@ its surroundings; the ring can, which is what the score of a complete instance r
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,35 +19,51 @@ from cim.types import Sample
 class RegionPool(nn.Module):
     """Mean features inside and around every mask, then two fully connected layers.
 
+    The trunk's features enter along few fixed axes, each with the same spread: what a thousand deep channels do not
+    share is noise that two layers learn by heart from some hundred photos, and a learned projection of them does the
+    same (docs/RESULTS.md has both, measured). The axes are found by :meth:`calibrate`, before training.
+
     Args:
-        channels: D of the trunk.
+        parts: channels of the blocks that a trunk's features consist of, from shallow to deep; their sum is D.
+        axes: how many principal axes of each block are kept; a block with no more channels than that stays as it is.
         hidden: width of the fully connected layers and of the result.
-        reduced: channels after a learned 1x1 convolution.
         ring: width of the ring, feature cells.
         dropout: share of the hidden units dropped in training.
     """
 
     def __init__(
-        self, channels: int, hidden: int = 512, reduced: int = 256, ring: int = 2, dropout: float = 0.3
+        self, parts: Sequence[int], axes: Sequence[int], hidden: int = 512, ring: int = 2, dropout: float = 0.3
     ) -> None:
         super().__init__()
+        self.parts, self.kept = tuple(parts), tuple(map(min, parts, axes))
         self.width, self.ring = hidden, ring
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("deviation", torch.ones(channels))
-        self.reduce = nn.Conv2d(channels, reduced, 1)
-        self.fc1 = nn.Linear(2 * reduced, hidden)
+        pooled = 2 * sum(self.kept)
+        first = [torch.eye(width, kept) for width, kept in zip(self.parts, self.kept, strict=True)]
+        self.register_buffer("axes", torch.block_diag(*first))
+        self.register_buffer("centre", torch.zeros(pooled))
+        self.register_buffer("spread", torch.ones(pooled))
+        self.fc1 = nn.Linear(pooled, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.dropout = nn.Dropout(dropout)
 
     @torch.no_grad()
-    def calibrate(self, maps: list[Tensor]) -> None:
-        """Standardise the trunk's channels by their mean and deviation over some feature maps [1, D, h, w].
+    def calibrate(self, seen: Iterable[tuple[Tensor, Sample]], every: int = 4) -> None:
+        """Find the axes on some images: principal ones of the features inside, all channels counting alike.
 
-        Channels of an ImageNet trunk differ in scale by orders of magnitude, and the trunk is not trained.
+        Args:
+            seen: feature map [1, D, h, w] and sample (atoms, members) of each image.
+            every: look at one proposal of so many.
         """
-        cells = torch.cat([features[0].float().flatten(1) for features in maps], 1)
-        self.mean.copy_(cells.mean(1))
-        self.deviation.copy_(cells.std(1).clamp_min(1e-3))
+        every_channel = torch.eye(sum(self.parts), device=self.axes.device)
+        pooled = [self._pooled(features, sample, every_channel)[::every] for features, sample in seen]
+        if sum(map(len, pooled)) < 2:
+            return
+        inside, around = torch.cat(pooled).chunk(2, 1)
+        blocks = [_principal(part, kept) for part, kept in zip(inside.split(self.parts, 1), self.kept, strict=True)]
+        self.axes.copy_(torch.block_diag(*blocks))
+        along = torch.cat([inside @ self.axes, around @ self.axes], 1)
+        self.centre.copy_(along.mean(0))
+        self.spread.copy_(along.std(0).clamp_min(1e-3))
 
     def forward(self, features: Tensor, sample: Sample) -> Tensor:
         """Features of every proposal.
@@ -57,13 +75,25 @@ class RegionPool(nn.Module):
         Returns:
             [N, hidden].
         """
-        standard = (features - self.mean[:, None, None]) / self.deviation[:, None, None]
-        cells = self.reduce(standard)[0].flatten(1).T
-        inside = cell_cover(sample.atoms, sample.members, features.shape[-2:])
-        around = ring_cover(inside, self.ring)
-        pooled = torch.cat([_mean(inside.flatten(1), cells), _mean(around.flatten(1), cells)], 1)
+        pooled = (self._pooled(features, sample, self.axes) - self.centre) / self.spread
         hidden = self.dropout(functional.relu(self.fc1(pooled)))
         return self.dropout(functional.relu(self.fc2(hidden)))
+
+    def _pooled(self, features: Tensor, sample: Sample, axes: Tensor) -> Tensor:
+        """Means along the axes [D, d], inside and around: [N, 2 d]."""
+        cells = features[0].flatten(1).T @ axes
+        inside = cell_cover(sample.atoms, sample.members, features.shape[-2:])
+        around = ring_cover(inside, self.ring)
+        return torch.cat([_mean(inside.flatten(1), cells), _mean(around.flatten(1), cells)], 1)
+
+
+def _principal(values: Tensor, kept: int) -> Tensor:
+    """Matrix [D, kept] that takes values [P, D] to their ``kept`` principal axes; the identity for kept = D."""
+    if kept == values.shape[1]:
+        return torch.eye(kept, device=values.device)
+    deviation = values.std(0).clamp_min(1e-3)
+    _, vectors = torch.linalg.eigh(torch.cov((values / deviation).double().T))
+    return vectors.flip(1)[:, :kept].to(values.dtype) / deviation[:, None]
 
 
 def cell_cover(atoms: Tensor, members: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
