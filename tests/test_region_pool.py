@@ -119,6 +119,18 @@ def test_calibration_finds_the_axes_and_gives_all_the_same_spread():
     torch.testing.assert_close(torch.corrcoef(along.T)[0, 1].abs(), torch.tensor(0.0).double(), atol=1e-4, rtol=0)
 
 
+def test_axes_along_which_nothing_varied_are_switched_off():
+    (features, sample), *_ = seen(9)
+    head = RegionPool((9,), (8,), 5).eval()
+    head.calibrate([(features, sample)], every=1)  # two sources and one free channel: five of the axes are empty
+    assert head.spread.isinf().sum() >= 5
+    assert head(features * 1000, sample).isfinite().all()
+    shifted = features.clone()
+    shifted[0, :, 2, 2] += torch.randn(9, generator=torch.Generator().manual_seed(1)) * 100
+    pooled = (head._pooled(shifted, sample, head.axes) - head.centre) / head.spread
+    assert (pooled[:, head.spread.isinf()] == 0).all()
+
+
 def test_without_images_calibration_changes_nothing():
     head = RegionPool((4,), (2,), 5)
     before = {name: value.clone() for name, value in head.named_buffers()}

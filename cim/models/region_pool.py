@@ -62,8 +62,10 @@ class RegionPool(nn.Module):
         blocks = [_principal(part, kept) for part, kept in zip(inside.split(self.parts, 1), self.kept, strict=True)]
         self.axes.copy_(torch.block_diag(*blocks))
         along = torch.cat([inside @ self.axes, around @ self.axes], 1)
+        spread = along.std(0)
         self.centre.copy_(along.mean(0))
-        self.spread.copy_(along.std(0).clamp_min(1e-3))
+        # few images vary along few axes; on a new one the others would be rounding errors, blown up
+        self.spread.copy_(torch.where(spread > 1e-3, spread, torch.inf))
 
     def forward(self, features: Tensor, sample: Sample) -> Tensor:
         """Features of every proposal.
