@@ -59,7 +59,7 @@ def train_prm(config: Config) -> Path:
         frozen_trunk=prm.frozen_trunk,
         train_norms=prm.train_norms,
         upsample=prm.upsample,
-        highest=prm.score == "highest",
+        top=prm.score == "top",
         image_size=prm.image_size,
         classes=dataset.classes,
     )
