@@ -65,7 +65,7 @@ class PRMConfig(Section):
     checkpoint: str | None = None  # trained response network, e.g. published prm_voc.pth; None: <work_dir>/prm
     image_size: int = 448
     upsample: int = 8
-    score: Literal["peaks", "top"] = "peaks"  # image score: mean of the peaks; of the top tenth, for trunks from scratch
+    score: Literal["peaks", "top"] = "peaks"  # image score: mean of peaks; of the top tenth (from scratch)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
