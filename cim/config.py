@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from cim.errors import CimError
 
@@ -98,7 +98,7 @@ class ModelConfig(Section):
     weights: str | None = None  # file with ImageNet weights; None: the library's own; prm: the run's own PRM trunk
     head: Literal["mask_fuse", "region_pool"] = "mask_fuse"  # region_pool: light, for frozen trunks
     hidden: int = 4096  # width of the two fully connected layers
-    axes: tuple[int, ...] = (64,)  # region_pool: principal axes kept of each part of the trunk's features
+    axes: tuple[PositiveInt, ...] = (64,)  # region_pool: principal axes kept of each part of the trunk's features
     refinements: int = Field(3, ge=1)  # K
     roi_align: Literal["torchvision", "mmcv"] = "torchvision"
     freeze: Literal["published", "all", "none"] = "published"  # how much of the trunk is not trained
