@@ -20,8 +20,8 @@ class RegionPool(nn.Module):
     """Mean features inside and around every mask, then two fully connected layers.
 
     The trunk's features enter along few fixed axes, each with the same spread: on some hundred photos, many axes of a
-    thousand deep channels cost a third of the mAP at IoU 0.75, and so does a learned projection (docs/RESULTS.md has both,
-    measured). The axes are found by :meth:`calibrate`, before training.
+    thousand deep channels cost a third of the mAP at IoU 0.75, and so does a learned projection (docs/RESULTS.md has
+    both, measured). The axes are found by :meth:`calibrate`, before training.
 
     Args:
         parts: channels of the blocks that a trunk's features consist of, from shallow to deep; their sum is D.
