@@ -131,6 +131,8 @@ def build_miner(config: MiningConfig) -> Miner:
         big_as_background=config.big_as_background,
         anti_noise=config.anti_noise,
         containment=config.containment,
+        cluster_seeds=config.cluster_seeds,
+        background_iou=config.background_iou,
     )
 
 

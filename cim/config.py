@@ -117,6 +117,8 @@ class MiningConfig(Section):
     big_as_background: bool = False  # what the paper means; the published program never does it
     anti_noise: bool = True  # sampling, step 5
     containment: bool = True
+    cluster_seeds: bool = False  # seeds from PCL's score clusters instead of step 2
+    background_iou: float = Field(0.0, ge=0, le=1)  # mask IoU with all mined below this: ignored, not background
     integrity: bool = True  # the integrity (IoU) branch
 
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from cim.mining_steps import (
+    CENTRES,
+    cluster_centres,
     find_big,
     find_complete,
     find_seeds,
@@ -31,7 +33,6 @@ from cim.mining_steps import (
     sample_distinct,
     seed_count,
     spread,
-    top_group,
 )
 from cim.regions import Overlaps
 from cim.types import PseudoLabels
@@ -81,6 +82,9 @@ class CIMMiner(PresentClassMiner):
         big_as_background: label big proposals background; the published program never does.
         anti_noise: sample the mined proposals by weight.
         containment: search the complete instance; without, every seed is its own pseudo ground truth.
+        cluster_seeds: take the seeds from PCL's score clusters instead of step 2; not published.
+        background_iou: a proposal whose mask IoU with every pseudo ground truth is below this is ignored, not
+            background; published 0.
     """
 
     seed_fraction: float = 0.1
@@ -92,6 +96,8 @@ class CIMMiner(PresentClassMiner):
     big_as_background: bool = False
     anti_noise: bool = True
     containment: bool = True
+    cluster_seeds: bool = False
+    background_iou: float = 0.0
 
     def mine(
         self, classes: Tensor, s: Tensor, d: Tensor, overlaps: Overlaps, branch: int, generator: torch.Generator | None
@@ -99,7 +105,13 @@ class CIMMiner(PresentClassMiner):
         t_cls = self.cls_threshold + self.threshold_step * branch
         t_iou = self.iou_threshold + self.threshold_step * branch
         weight = s * d
-        row, seed = find_seeds(s, overlaps.iou, self.seed_fraction, t_cls)  # step 2
+        most = seed_count(s, self.seed_fraction)
+        if self.cluster_seeds:
+            most = max(most, CENTRES)
+            centres, weight, _ = cluster_centres(weight, overlaps.iou)
+            row, seed = centres.nonzero(as_tuple=True)
+        else:
+            row, seed = find_seeds(s, overlaps.iou, self.seed_fraction, t_cls)  # step 2
         big = None
         if self.containment or self.big_as_background:
             big = find_big(overlaps.containment, self.contain_threshold, self.big_fraction)  # step 1
@@ -109,8 +121,8 @@ class CIMMiner(PresentClassMiner):
             mined = marked(s, row, seed)
         mined = one_class_each(mined, weight)  # step 4
         if self.anti_noise:
-            mined = sample_distinct(weight, mined, seed_count(s, self.seed_fraction), generator)  # step 5
-        labels = spread(mined, weight, classes, overlaps.iou, t_cls, t_iou, len(seed))  # step 6
+            mined = sample_distinct(weight, mined, most, generator)  # step 5
+        labels = spread(mined, weight, classes, overlaps.iou, t_cls, t_iou, len(seed), self.background_iou)  # step 6
         if labels is not None and big is not None and self.big_as_background:
             labels.klass[big], labels.integrity[big] = 0, 0.0  # step 7
         return labels
@@ -164,44 +176,24 @@ class OICRMiner(PresentClassMiner):
 class PCLMiner(PresentClassMiner):
     """Proposal cluster learning (TPAMI 2018): several pseudo ground truths per class, found on a graph.
 
-    The proposals of the highest of ``groups`` score groups (k-means) are joined where they overlap;
-    the one with most neighbours becomes a cluster centre, with the highest score of its cluster as
-    weight, and leaves with its neighbours; and so on.
-
     Attributes:
-        groups: score groups per class.
-        graph_iou: mask IoU above which two proposals are neighbours.
-        max_centres: centres per class.
+        groups, graph_iou, max_centres: see :func:`cim.mining_steps.cluster_centres`.
         positive_iou: mask IoU to a centre from which a proposal takes its class.
         background_iou: mask IoU below which a proposal is ignored.
     """
 
     groups: int = 3
     graph_iou: float = 0.4
-    max_centres: int = 5
+    max_centres: int = CENTRES
     positive_iou: float = 0.5
     background_iou: float = 0.1
 
     def mine(
         self, classes: Tensor, s: Tensor, d: Tensor, overlaps: Overlaps, branch: int, generator: torch.Generator | None
     ) -> PseudoLabels | None:
-        alive = top_group(s * d, self.groups)
-        seeds = alive.sum()
-        mined, weight = torch.zeros_like(alive), s * d
-        near = (overlaps.iou > self.graph_iou).to(s.dtype)
-        near.fill_diagonal_(1)
-        every = torch.arange(len(classes), device=s.device)
-        for _ in range(self.max_centres):  # a fixed number: nothing to ask the device
-            degree = (alive.to(s.dtype) @ near).masked_fill(~alive, -1)
-            centre = degree.argmax(1)
-            cluster = alive & (near[centre] > 0)
-            highest = (s * d).masked_fill(~cluster, 0).amax(1)
-            left = alive.any(1)
-            mined[every, centre] |= left
-            weight[every, centre] = torch.where(left, highest, weight[every, centre])
-            alive = alive & ~cluster
-        mined = one_class_each(mined, weight)
         iou, limit = overlaps.iou, self.positive_iou
+        mined, weight, seeds = cluster_centres(s * d, iou, self.groups, self.graph_iou, self.max_centres)
+        mined = one_class_each(mined, weight)
         return spread(mined, weight, classes, iou, limit, limit, seeds, background_from=self.background_iou)
 
 

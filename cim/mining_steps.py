@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cim.types import PseudoLabels
 
+CENTRES = 5  # of the clusters of a class
 _NMS_STEPS = 8  # fixed-point steps of NMS between two looks at the device
 
 
@@ -124,6 +125,41 @@ def top_group(score: Tensor, groups: int, rounds: int = 20) -> Tensor:
         centres = torch.where(size > 0, mean, centres)
     nearest = (score[:, :, None] - centres[:, None]).abs().argmin(2)
     return nearest == nearest.gather(1, score.argmax(1, keepdim=True))
+
+
+def cluster_centres(
+    weight: Tensor, iou: Tensor, groups: int = 3, graph_iou: float = 0.4, most: int = CENTRES
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The centres of the score clusters of every class (PCL, TPAMI 2018). Deterministic.
+
+    The proposals of the highest of ``groups`` score groups (k-means) are joined where they overlap by more than
+    ``graph_iou``; the one with most neighbours becomes a centre and leaves with its neighbours; and so on, ``most``
+    times at most.
+
+    Args:
+        weight: s * d, floating [P, N], at least 0.
+        iou: mask IoU [N, N].
+
+    Returns:
+        bool [P, N], the centres; [P, N], ``weight`` with the highest weight of a cluster at its centre; int64 scalar,
+        how many proposals stood in the highest groups.
+    """
+    alive = top_group(weight, groups)
+    candidates = alive.sum()
+    centres, weights = torch.zeros_like(alive), weight.clone()
+    near = (iou > graph_iou).to(weight.dtype)
+    near.fill_diagonal_(1)
+    every = torch.arange(len(weight), device=weight.device)
+    for _ in range(most):  # a fixed number: nothing to ask the device
+        degree = (alive.to(weight.dtype) @ near).masked_fill(~alive, -1)
+        centre = degree.argmax(1)
+        cluster = alive & (near[centre] > 0)
+        highest = weight.masked_fill(~cluster, 0).amax(1)
+        left = alive.any(1)
+        centres[every, centre] |= left
+        weights[every, centre] = torch.where(left, highest, weights[every, centre])
+        alive = alive & ~cluster
+    return centres, weights, candidates
 
 
 def one_class_each(mined: Tensor, weight: Tensor) -> Tensor:
