@@ -84,14 +84,34 @@ def test_run_folder_stops_at_a_photo_that_cannot_be_read(tmp_path):
     assert len(list((tmp_path / "run" / "proposals" / "train").glob("*.npz"))) == 3
 
 
-def test_run_folder_writes_one_resolved_config(tmp_path):
+@pytest.fixture
+def run_folder():
     spec = importlib.util.spec_from_file_location("run_folder", flow.TOOLS / "run_folder.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_run_folder_writes_one_resolved_config(tmp_path, run_folder):
     photos = tmp_path / "my # photos"
     photos.mkdir()
-    args = module.get_parser().parse_args(
+    args = run_folder.get_parser().parse_args(
         ["--images", str(photos), "--output", str(tmp_path / "run"), "--budget", "quick"]
     )
-    config = load_config(module.write_config(args))
-    assert config.data.images == str(photos) and config.train.updates == 250 and config.data.val_images is None
+    config = load_config(run_folder.write_config(args))
+    assert config.data.images == str(photos) and config.train.updates == 500 and config.data.val_images is None
+
+
+@pytest.mark.parametrize(("extra", "refined"), [([], True), (["--budget", "quick"], False), (["--no-refine"], False)])
+def test_run_folder_always_makes_pseudo_labels_and_names_the_network_it_trained(
+    tmp_path, monkeypatch, capsys, run_folder, extra, refined
+):
+    planned = []
+    monkeypatch.setattr(run_folder, "run_stages", lambda stages, *_: planned.extend(stages))
+    (tmp_path / "photos").mkdir()
+    run_folder.main(["--images", str(tmp_path / "photos"), "--output", str(tmp_path / "run"), *extra])
+    titles = [step.title for step in planned]
+    assert "pseudo labels above the threshold" in titles and "overlays of the pseudo labels" in titles
+    assert ("Mask R-CNN" in titles) == refined
+    network = tmp_path / "run" / ("mask_rcnn" if refined else "train") / "final.pth"
+    assert f"--checkpoint {network}" in capsys.readouterr().out

@@ -185,6 +185,7 @@ def test_tool_makes_every_picture(paths, tmp_path, mode, width):
 def test_tool_resumes_and_refuses_to_mix(paths, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(_arguments(paths, out, "--max-images", "2")) == 0
+    assert sorted(path.stem for path in out.glob("*.jpg")) == ["photo_0", "photo_2"]  # spread over all four
     assert main(_arguments(paths, out)) == 0
     assert "2 pictures made, 2 were there" in capsys.readouterr().out
     assert main(_arguments(paths, out, "--mode", "truth")) == 2

@@ -9,10 +9,11 @@ from pathlib import Path
 from cim.cli import parser, run
 from cim.config import load_config, override, save_config
 from cim.errors import CimError
+from cim.export import chosen_path, label_path
 from cim.flow import Stage, preparation, pseudo_labels, run_stages, stage
 
-BUDGETS = {  # config, factor on the updates of the light schedule
-    "quick": {"train.updates": 250, "train.step": [180], "refine.updates": 300, "refine.step": [240]},
+BUDGETS = {  # changes to the light schedule
+    "quick": {"train.updates": 500, "train.step": [360]},  # and no Mask R-CNN: a short one is worse than its labels
     "normal": {},
     "long": {"train.updates": 2000, "train.step": [1500], "refine.updates": 4000, "refine.step": [3000]},
 }
@@ -33,24 +34,24 @@ def get_parser() -> argparse.ArgumentParser:
     result.add_argument("--val-tags", type=Path, help="their tags (default: from --val-masks)")
     result.add_argument("--val-masks", type=Path, help="their COCO json with masks; only evaluation reads it")
     result.add_argument("--weights", type=Path, help="ImageNet weights of the trunk (default: downloaded once)")
-    result.add_argument("--budget", choices=BUDGETS, default="normal", help="length of the schedules")
+    result.add_argument("--budget", choices=BUDGETS, default="normal", help="how much training (quick: no Mask R-CNN)")
     result.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     result.add_argument("--config", default="folder_mobilenet", help="yaml file or name (default: folder_mobilenet)")
     result.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="override settings")
-    result.add_argument("--no-refine", action="store_true", help="stop before Mask R-CNN")
+    result.add_argument("--no-refine", action="store_true", help="leave Mask R-CNN out")
     return result
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     config = write_config(args)
-    stages = preparation(config, bool(args.val)) + training(config, bool(args.val_masks))
-    stages += refinement(config, bool(args.val_masks)) if not args.no_refine else []
-    stages += presentation(config, bool(args.val_masks))
-    run_stages(stages, args.output, config.read_text(encoding="utf-8"))
-    best = args.output / ("train" if args.no_refine else "mask_rcnn") / "final.pth"
+    masks, refined = bool(args.val_masks), not args.no_refine and args.budget != "quick"
+    stages = preparation(config, bool(args.val)) + training(config, masks) + pseudo_labels(config)
+    stages += [stage("Mask R-CNN", "train_mask_rcnn.py", config, *([] if masks else ["--no-evaluation"]))] * refined
+    run_stages(stages + presentation(config, masks), args.output, config.read_text(encoding="utf-8"))
+    best = args.output / ("mask_rcnn" if refined else "train") / "final.pth"
     print(f"\nreport:        {args.output / 'report.html'}")
-    print(f"pseudo labels: {args.output / 'pseudo_labels'}")
+    print(f"pseudo labels: {args.output / 'pseudo_labels'}, painted: {args.output / 'pictures' / 'pseudo_labels'}")
     print(f"new photos:    {sys.executable} tools/predict.py PHOTO_OR_FOLDER --checkpoint {best}")
 
 
@@ -99,17 +100,22 @@ def training(config: Path, masks: bool) -> list[Stage]:
     return stages
 
 
-def refinement(config: Path, masks: bool) -> list[Stage]:
-    """Pseudo labels, and Mask R-CNN trained on them."""
-    return [
-        *pseudo_labels(config),
-        stage("Mask R-CNN", "train_mask_rcnn.py", config, *([] if masks else ["--no-evaluation"])),
-    ]
-
-
 def presentation(config: Path, masks: bool) -> list[Stage]:
     """Pictures and the report."""
-    shown = [stage("overlays", "visualize.py", config, "--max-images", 50)] if masks else []
+    settings = load_config(config)
+    labels = chosen_path(label_path(settings, settings.data.train_split), settings.export)
+    painted = config.parent / "pictures" / "pseudo_labels"
+    shown = [
+        stage(
+            "overlays of the pseudo labels",
+            "visualize.py",
+            config,
+            *("--split", settings.data.train_split, "--results", labels, "--score-threshold", 0),
+            *("--max-images", 50, "--output", painted),
+        )
+    ]
+    if masks:
+        shown += [stage("overlays of the validation photos", "visualize.py", config, "--max-images", 50)]
     return [*shown, stage("report", "report.py", config.parent)]
 
 

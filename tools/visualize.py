@@ -34,7 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
     target.add_argument("--split", help="default: data.eval_split")
     target.add_argument("--mode", choices=MODES, help="default: both with annotated masks, predictions without")
     target.add_argument("--score-threshold", type=float, default=0.3, help="leave out weaker detections (0.3)")
-    target.add_argument("--max-images", type=int, help="only the first so many")
+    target.add_argument("--max-images", type=int, help="only so many, spread evenly over the split")
     target.add_argument("--output", type=Path, help="folder (default: <work_dir>/pictures/<split>_<mode>)")
     add_stage_args(target)
     return target
@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     if mode != "truth":
         settings["results"] = _state(results)
     Store.create(output, "pictures", settings, overwrite=args.overwrite)
-    chosen = list(album.photos)[: args.max_images]
+    photos = list(album.photos)
+    count = min(args.max_images or len(photos), len(photos))
+    chosen = [photos[k * len(photos) // count] for k in range(count)]
     tasks = [
         Picture(
             album.photos[image_id],
