@@ -57,6 +57,19 @@ def test_mmcv_absent_is_told(monkeypatch):
         MaskFuse(4, 8, 16, "mmcv")
 
 
+def test_boxes_keep_their_place_in_mixed_precision():
+    """bfloat16 counts in steps of 4 beyond 512: boxes rounded to it would stand pixels away."""
+    torch.manual_seed(0)
+    features = torch.randn(1, 8, 64, 128)
+    boxes = torch.tensor([[1001.0, 300.0, 1013.0, 318.0], [517.0, 201.0, 543.0, 229.0]])
+    exact = roi_align(features.bfloat16().float(), boxes, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = roi_align(features.bfloat16(), boxes, 8)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), exact, rtol=0.01, atol=0.01)
+    assert (roi_align(features, boxes.bfloat16().float(), 8) - exact).abs().max() > 0.1  # what rounding would do
+
+
 def test_mask_fuse_sees_box_and_mask():
     head = MaskFuse(6, 8, 16)
     features, boxes = torch.randn(1, 6, 12, 12), boxes_of(5, 90)

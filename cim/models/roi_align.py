@@ -40,9 +40,10 @@ def roi_align(features: Tensor, boxes: Tensor, stride: int, backend: Backend = "
     Returns:
         [N, D, 7, 7].
     """
-    rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1).to(features.dtype)
+    kind = torch.promote_types(features.dtype, torch.float32)  # 16 bits would move a box by whole pixels
+    rois, wide = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1).to(kind), features.to(kind)
     if backend == "mmcv":
         from mmcv.ops import roi_align as mmcv_roi_align
 
-        return mmcv_roi_align(features, rois, (GRID, GRID), 1 / stride, 0, "avg", True)
-    return torchvision_roi_align(features, rois, GRID, 1 / stride, sampling_ratio=0, aligned=True)
+        return mmcv_roi_align(wide, rois, (GRID, GRID), 1 / stride, 0, "avg", True).to(features.dtype)
+    return torchvision_roi_align(wide, rois, GRID, 1 / stride, sampling_ratio=0, aligned=True).to(features.dtype)
