@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cim.errors import CimError
+
 _BUCKET = 2**24  # gradient elements sent together: 64 MB of float32
+_PATIENCE = timedelta(days=1)  # shares of a data set end at different times; torchrun ends all when one dies
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def session(device: str | torch.device) -> Iterator[torch.device]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if started:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield device
     finally:
@@ -91,18 +95,18 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def share_state(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-    """Every process takes over the main process's weights, momentum buffers and gradient scale."""
+    """Every process takes over the main process's weights, state of the optimizer and gradient scale."""
     if world() == 1:
         return
     for tensor in model.state_dict().values():
         dist.broadcast(tensor, src=0)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, present in zip(parameters, from_main([_momentum(optimizer, p) is not None for p in parameters])):
-        if present:
-            buffer = _momentum(optimizer, parameter)
-            if buffer is None:
-                buffer = optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-            dist.broadcast(buffer, src=0)
+    for parameter, layout in zip(parameters, from_main([_layout(optimizer, p) for p in parameters]), strict=True):
+        for name, (shape, kind, device) in layout.items():
+            mine = optimizer.state[parameter].get(name, torch.zeros(shape, dtype=kind))
+            sent = mine.to(parameter.device)  # Adam counts its steps on the CPU; NCCL sends from GPUs alone
+            dist.broadcast(sent, src=0)
+            optimizer.state[parameter][name] = sent if device != "cpu" else sent.cpu()
     if scaler.is_enabled():
         scaler.load_state_dict(from_main(scaler.state_dict()))
 
@@ -113,8 +117,34 @@ def wait() -> None:
         dist.barrier()
 
 
-def _momentum(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor | None:
-    return optimizer.state.get(parameter, {}).get("momentum_buffer")
+def share_norms(model: nn.Module, device: torch.device) -> None:
+    """Batch norms that learn measure the images of all processes together, as one process would; in place.
+
+    Raises:
+        CimError: without CUDA, where PyTorch cannot do that.
+    """
+    if world() == 1:
+        return
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training:
+                if device.type != "cuda":
+                    raise CimError(
+                        "batch norms that learn need CUDA on several processes",
+                        found=f"{world()} processes on {device.type}",
+                        fix="start one process, or keep the norms (prm.train_norms=false)",
+                    )
+                setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+
+
+def _layout(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, tuple[list[int], torch.dtype, str]]:
+    """Name -> shape, type and device of the tensors that the optimizer keeps for a parameter."""
+    state = optimizer.state.get(parameter, {})
+    return {
+        name: (list(value.shape), value.dtype, value.device.type)
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

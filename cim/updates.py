@@ -51,6 +51,7 @@ class Run:
             )
         self.model, self.step, self.schedule, self.options, self.device = model, step, schedule, options, device
         model.to(device).train()
+        distributed.share_norms(model, device)
         self.optimizer = _OPTIMIZERS[options.optimizer](param_groups, lr=0.0)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

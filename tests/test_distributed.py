@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch import nn
 from toys import Numbers, toy_fit, toy_model, toy_step
 
+from cim import distributed
 from cim.engine import FitOptions, Schedule, load_checkpoint
 from cim.errors import CimError
 from cim.updates import Run
@@ -26,7 +28,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def worker(rank: int, world: int, ports: tuple[int, int], run_dir: str) -> None:
+def worker(rank: int, world: int, ports: tuple[int, int], run_dir: str, optimizer: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", WORLD_SIZE=str(world), RANK=str(rank), LOCAL_RANK=str(rank))
 
@@ -41,7 +43,8 @@ def worker(rank: int, world: int, ports: tuple[int, int], run_dir: str) -> None:
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(rank)  # only the main process's weights may count
-        toy_fit(Path(run_dir), model=model, schedule=SCHEDULE, on_update=stop)
+        toy_fit(Path(run_dir), model=model, schedule=SCHEDULE, on_update=stop, optimizer=optimizer)
+        torch.save(model.state_dict(), Path(run_dir, f"weights{rank}.pt"))
 
     try:
         train(ports[0], stop_after=13)  # the main process alone is told to stop: all stop together
@@ -50,13 +53,14 @@ def worker(rank: int, world: int, ports: tuple[int, int], run_dir: str) -> None:
     train(ports[1], stop_after=-1)  # a new port: the old meeting point may still be closing
 
 
-def test_two_processes_equal_one(tmp_path: Path):
-    """Different weights at first, stopped half-way, continued: the same updates as one process's."""
-    one = load_checkpoint(toy_fit(tmp_path / "one", schedule=SCHEDULE))["model"]
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_two_processes_equal_one(tmp_path: Path, optimizer: str):
+    """Different weights at first, stopped half-way, continued: the same updates as one process's, on both."""
+    one = load_checkpoint(toy_fit(tmp_path / "one", schedule=SCHEDULE, optimizer=optimizer))["model"]
     two = tmp_path / "two"
     two.mkdir()
     ports = (free_port(), free_port())
-    processes = mp.start_processes(worker, (2, ports, str(two)), nprocs=2, start_method="spawn", join=False)
+    processes = mp.start_processes(worker, (2, ports, str(two), optimizer), nprocs=2, start_method="spawn", join=False)
     deadline = time.monotonic() + 120
     while not processes.join(timeout=1):
         if time.monotonic() > deadline:
@@ -65,8 +69,27 @@ def test_two_processes_equal_one(tmp_path: Path):
             pytest.fail("the two processes wait for each other")
     assert (two / "stopped0").exists() and (two / "stopped1").exists()
     result = load_checkpoint(two / "final.pth")["model"]
+    other = torch.load(two / "weights1.pt", weights_only=True)
     for name, value in one.items():
         torch.testing.assert_close(result[name], value, rtol=1e-5, atol=1e-6)
+        assert torch.equal(result[name], other[name])
+
+
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+
+
+def test_norms_that_learn_are_shared_and_others_stay(two_processes):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4))).train()
+    net[2][0].eval()
+    weight, keys = net[1].weight, list(net.state_dict())
+    with pytest.raises(CimError, match="need CUDA"):
+        distributed.share_norms(net, torch.device("cpu"))
+    distributed.share_norms(net, torch.device("cuda"))
+    assert isinstance(net[1], nn.SyncBatchNorm) and net[1].weight is weight and net[1].training
+    assert type(net[2][0]) is nn.BatchNorm2d and list(net.state_dict()) == keys
 
 
 def test_more_processes_than_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
