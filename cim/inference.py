@@ -30,7 +30,7 @@ from cim.layout import Layout
 from cim.models.backbones import RANDOM
 from cim.parallel import StageReport
 from cim.photo import read_photo
-from cim.published import RegionSource
+from cim.published import RegionSource, lineage
 from cim.regions import RegionSet
 from cim.samples import make_sample
 from cim.store import Store
@@ -207,8 +207,13 @@ def _spread(values: torch.Tensor, rows: np.ndarray, count: int) -> np.ndarray:
 # ---------------------------------------------------------------------- a data set
 
 
-def detection_store(root: Path, checkpoint: Path, infer: InferConfig, overwrite: bool = False) -> Store:
-    """The store of a checkpoint's scores; refuses to mix those of other weights or passes.
+def detection_store(
+    root: Path, checkpoint: Path, infer: InferConfig, proposals: dict[str, Any], overwrite: bool = False
+) -> Store:
+    """The store of a checkpoint's scores; refuses to mix those of other weights, passes or proposals.
+
+    Args:
+        proposals: provenance of the proposals that are scored.
 
     Raises:
         CimError: the folder holds scores made otherwise.
@@ -218,6 +223,7 @@ def detection_store(root: Path, checkpoint: Path, infer: InferConfig, overwrite:
         "sides": list(infer.sides),
         "flip": infer.flip,
         "max_proposals": infer.max_proposals,
+        "proposals": lineage(proposals),
     }
     if overwrite:
         if distributed.is_main():

@@ -16,7 +16,7 @@ from cim.layout import Layout
 from cim.parallel import StageReport, run_stage
 from cim.preparation import SETS, Tree
 from cim.prm import ResponseNet, load_response_net
-from cim.published import open_regions
+from cim.published import having_proposals, open_regions
 from cim.store import Store
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ def _label(
     store = Store.create(output, "clusters", provenance, args.overwrite)
     stage = LabelStage(regions, store, options, len(dataset.classes), peaks, points)
     unreadable = unreadable or {}
-    waiting = [r for r in dataset if not store.has(r.image_id) and r.path.name not in unreadable]
+    able = having_proposals(dataset, regions)
+    waiting = [r for r in able if not store.has(r.image_id) and r.path.name not in unreadable]
     report: StageReport = run_stage(
         stage,
         waiting,

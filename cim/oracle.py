@@ -14,13 +14,13 @@ from cim.selection import compressed_rles
 
 
 def oracle_results(
-    truth: GroundTruth, regions_of: Callable[[int | str], RegionSet], score: str = "equal"
+    truth: GroundTruth, regions_of: Callable[[int | str], RegionSet | None], score: str = "equal"
 ) -> list[dict[str, Any]]:
     """For every instance its best proposal with the right class, as COCO results.
 
     Args:
         truth: annotated instances; crowds are left out.
-        regions_of: proposals of an image id.
+        regions_of: proposals of an image id; None when it has none.
         score: "equal" (all 1: what a perfect choice without ranking gives) or "iou" (the true IoU: ranked, too).
 
     Returns:
@@ -28,7 +28,7 @@ def oracle_results(
 
     Raises:
         ValueError: unknown ``score``.
-        CimError: whatever ``regions_of`` raises, for one that is missing.
+        CimError: whatever ``regions_of`` raises.
     """
     if score not in ("equal", "iou"):
         raise ValueError(f"score must be equal or iou; found {score!r}")
@@ -38,7 +38,7 @@ def oracle_results(
         if not instances:
             continue
         regions = regions_of(image_id)
-        if not len(regions):
+        if regions is None or not len(regions):
             continue
         iou = truth_overlaps(regions, [a["rle"] for a in instances])
         best: dict[tuple[int, int], float] = {}

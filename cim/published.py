@@ -10,21 +10,25 @@ Layout (METHOD section 1), ``data`` being the folder that holds ``VOC2012`` and 
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from cim.datasets.base import Dataset
 from cim.errors import CimError
 from cim.files import atomic
 from cim.regions import GRID, Overlaps, RegionSet
 from cim.safe_pickle import load_plain
 from cim.store import MANIFEST, Store
 from cim.types import Clusters
+
+logger = logging.getLogger(__name__)
 
 GRIDS_KIND = "grids"  # store made from a published cob/*.pkl: boxes and 7x7 grids without masks
 _PUBLISHED_NAME = re.compile(r"(\d{4})_(\d{6})|(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})")
@@ -108,6 +112,11 @@ class PublishedProposals:
             found = f"{matrix.dtype} {matrix.shape}" if isinstance(matrix, np.ndarray) else type(matrix).__name__
             raise CimError("not the overlaps of these proposals", path=path, expected=f"float {shape}", found=found)
         return matrix.astype(np.float32)
+
+
+def lineage(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What tells proposals of one kind from another's: their provenance without where they came from or lie."""
+    return {key: value for key, value in provenance.items() if key not in ("source", "data_dir")}
 
 
 class RegionSource(Protocol):
@@ -216,8 +225,24 @@ def open_regions(path: str | Path) -> RegionSource:
     return StoredRegions(Store.open(path, "regions", fix=_PROPOSALS_FIX))
 
 
+def having_proposals(dataset: Dataset, source: RegionSource) -> Dataset:
+    """The images that have proposals; how many have none is logged.
+
+    Raises:
+        CimError: none has.
+    """
+    records = tuple(record for record in dataset if source.has(record.image_id))
+    if len(dataset) and not records:
+        raise CimError(f"no image of {dataset.name} has proposals", fix="python tools/pre/generate_proposals.py CONFIG")
+    if len(records) < len(dataset):
+        logger.warning("%d of %d images have no proposals and are left out", len(dataset) - len(records), len(dataset))
+    return replace(dataset, records=records)
+
+
 class ClusterSource(Protocol):
-    """First labels by image id."""
+    """First labels by image id, and what is known about who made them from which proposals."""
+
+    provenance: dict[str, Any]
 
     def has(self, image_id: int | str) -> bool: ...
     def load(self, image_id: int | str) -> Clusters: ...
@@ -228,6 +253,10 @@ class StoredClusters:
     """Our clusters store (arrays ``klass`` and ``cluster``)."""
 
     store: Store
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.store.provenance
 
     def has(self, image_id: int | str) -> bool:
         return self.store.has(image_id)
@@ -244,6 +273,7 @@ class LabelAssignPickle:
     """A published ``label_assign/*.pkl``."""
 
     path: Path
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def _content(self) -> dict[str, list]:

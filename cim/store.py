@@ -61,7 +61,7 @@ class Store:
                     path=root,
                     expected={k: provenance.get(k) for k in sorted(changed)},
                     found={k: old.provenance.get(k) for k in sorted(changed)},
-                    fix="pass --overwrite or choose another output folder",
+                    fix="choose another output folder; --overwrite deletes what is there",
                 )
             return old
         if root.exists() and not root.is_dir():

@@ -19,14 +19,15 @@ from cim.datasets.base import Dataset
 from cim.engine import FitOptions, Schedule, fit
 from cim.errors import CimError
 from cim.feature_cache import FeatureCache
-from cim.files import fingerprint
+from cim.files import as_json, fingerprint
+from cim.generation import provenance
 from cim.layout import Layout
 from cim.losses import Criterion
 from cim.mined_pictures import MinedPictures
 from cim.models.backbones import RANDOM
 from cim.models.cim_net import CIMNet, param_groups
 from cim.models.region_pool import RegionPool
-from cim.published import ClusterSource, RegionSource, open_clusters, open_regions
+from cim.published import ClusterSource, RegionSource, lineage, open_clusters, open_regions
 from cim.samples import make_sample, overlaps_of
 from cim.types import Sample
 
@@ -101,7 +102,11 @@ def train_cim(config: Config) -> Path:
     Raises:
         CimError: data or artefacts are missing or do not fit together; whatever :func:`cim.engine.fit` raises.
     """
-    device = resolve_device(config.device)
+    with distributed.session(resolve_device(config.device)) as device:  # before the first work to be shared
+        return _train(config, device)
+
+
+def _train(config: Config, device: torch.device) -> Path:
     layout, train = Layout(config), config.train
     dataset = build_dataset(config.data, config.data.train_split)
     regions, clusters = open_artefacts(config)
@@ -225,7 +230,7 @@ def open_artefacts(config: Config) -> tuple[RegionSource, ClusterSource | None]:
     """Proposals and first labels (None when the loss goes without) of the training split.
 
     Raises:
-        CimError: not there; the command that makes them is named.
+        CimError: not there, or labels of other proposals; the command that makes them is named.
     """
     layout = Layout(config)
     proposals = layout.proposals(config.data.train_split)
@@ -237,13 +242,24 @@ def open_artefacts(config: Config) -> tuple[RegionSource, ClusterSource | None]:
     if not layout.first_labels.exists():
         fix = f"{PREPARE}; alone: python tools/pre/AGPL_label_assign.py CONFIG"
         raise CimError("no first labels for training", path=layout.first_labels, fix=fix)
-    return regions, open_clusters(layout.first_labels)
+    clusters = open_clusters(layout.first_labels)
+    labelled = clusters.provenance.get("proposals")
+    if labelled is not None and lineage(labelled) != lineage(regions.provenance):
+        raise CimError(
+            "first labels of other proposals",
+            path=layout.first_labels,
+            expected=lineage(regions.provenance),
+            found=lineage(labelled),
+            fix="python tools/pre/AGPL_label_assign.py CONFIG --overwrite",
+        )
+    return regions, clusters
 
 
 def missing_stages(config: Config) -> list[str]:
     """Stages to run before training, in order: "proposals", "prm" (trains the response network), "first_labels".
 
-    A stage counts as missing while any tagged image (with proposals, for first labels) lacks its artefact.
+    A stage counts as missing while any tagged image (with proposals, for first labels) lacks its artefact; but
+    where proposals of another maker have gaps, COB's for example, these images are left out instead.
 
     Raises:
         CimError: the data set itself is missing; or proposals are, for a data set whose published ones have to
@@ -254,9 +270,10 @@ def missing_stages(config: Config) -> list[str]:
     tagged = [record.image_id for record in dataset if record.tags]
     regions = open_regions(path) if path.exists() else None
     missing = []
-    if regions is None or not all(map(regions.has, tagged)):
-        if regions is None and config.data.dataset != "folder":
-            raise CimError("no proposals for training", path=path, fix=_proposals_fix(config))
+    if regions is None and config.data.dataset != "folder":
+        raise CimError("no proposals for training", path=path, fix=_proposals_fix(config))
+    ours = regions is None or regions.provenance == as_json(provenance(config.proposals))
+    if ours and (regions is None or not all(map(regions.has, tagged))):
         missing.append("proposals")
     if config.loss.first_labels:
         clusters = open_clusters(labels) if labels.exists() else None

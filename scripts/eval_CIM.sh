@@ -11,4 +11,4 @@ if [[ $# -gt 0 && $1 != --* ]]; then checkpoint=(--checkpoint "$1"); shift; fi
 launch=(python)
 if [[ ${GPUS:-1} -gt 1 ]]; then launch=(torchrun --standalone --nproc_per_node "$GPUS"); fi
 "${launch[@]}" "$root/tools/test.py" "$config" "${checkpoint[@]}" "$@"
-python "$root/tools/evaluation.py" "$config" "${checkpoint[@]}" "$@"
+python "$root/tools/evaluation.py" "$config" --if-annotated "${checkpoint[@]}" "$@"

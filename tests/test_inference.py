@@ -82,7 +82,7 @@ def test_resumes_and_reports_bad_images(run, tmp_path):
     _, config, dataset, source = run
     layout = Layout(config)
     trained = load_trained(layout.checkpoint)
-    store = detection_store(tmp_path / "d", layout.checkpoint, config.infer)
+    store = detection_store(tmp_path / "d", layout.checkpoint, config.infer, source.provenance)
     broken = replace(dataset[2], path=tmp_path / "nowhere.png")
     partly = replace(dataset, records=(*dataset.records[:2], broken, dataset.records[3]))
     report = score_dataset(trained.model, partly, source, store, config.infer)
@@ -95,15 +95,18 @@ def test_resumes_and_reports_bad_images(run, tmp_path):
     np.testing.assert_array_less(arrays["mil"].sum(0), 1.0001)  # det is a softmax over proposals
     save_network(config, tmp_path / "other.pth", seed=1)
     with pytest.raises(CimError, match="made with other settings"):
-        detection_store(tmp_path / "d", tmp_path / "other.pth", config.infer)
-    assert len(detection_store(tmp_path / "d", tmp_path / "other.pth", config.infer, overwrite=True)) == 0
+        detection_store(tmp_path / "d", tmp_path / "other.pth", config.infer, source.provenance)
+    store = detection_store(tmp_path / "d", tmp_path / "other.pth", config.infer, source.provenance, overwrite=True)
+    assert len(store) == 0
+    with pytest.raises(CimError, match=r"made with other settings \(proposals\)"):
+        detection_store(tmp_path / "d", tmp_path / "other.pth", config.infer, {"maker": "another"})
 
 
 def test_processes_share_the_images(run, tmp_path, monkeypatch):
     _, config, dataset, source = run
     layout = Layout(config)
     trained = load_trained(layout.checkpoint)
-    store = detection_store(tmp_path / "d", layout.checkpoint, config.infer)
+    store = detection_store(tmp_path / "d", layout.checkpoint, config.infer, source.provenance)
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "wait", lambda: None)
     for rank, expected in ((1, {1, 3}), (0, {0, 1, 2, 3})):
@@ -115,7 +118,7 @@ def test_processes_share_the_images(run, tmp_path, monkeypatch):
 def test_detections_of_a_data_set(run, tmp_path):
     _, config, dataset, source = run
     layout = Layout(config)
-    store = detection_store(tmp_path / "d", layout.checkpoint, config.infer)
+    store = detection_store(tmp_path / "d", layout.checkpoint, config.infer, source.provenance)
     score_dataset(load_trained(layout.checkpoint).model, dataset, source, store, config.infer)
     path = detect(dataset, source, store, tmp_path / "d" / "results.json", Selection(), workers=2)
     results = json.loads(path.read_text())
@@ -183,6 +186,34 @@ def test_tools_from_photos_to_metrics(run, capsys):
     assert run_tool("evaluation", path, "--results", results, "--corloc", "--metric", "coco", "--output", other) == 0
     row = json.loads((other / "metrics.json").read_text())["rows"]["results"]
     assert 0 <= row["CorLoc"] <= 100 and "APL" in row and "AP" in row["per_class"][CLASSES[0]]
+
+
+def test_photos_without_proposals_are_left_out_and_counted(tmp_path, caplog):
+    """The published flow over a gap, as COB's files have some: every tool goes on, one line tells how many."""
+    path = small_config(tmp_path)
+    config = load_config(path)
+    store = Store.open(Layout(config).proposals("val"), "regions")
+    store.path(2).unlink()
+    labels = ["generate_mask_for_MaskRCNN", path, "--split", "val"]
+    for command in (["test", path], ["evaluation", path, "--oracle"], labels):
+        caplog.clear()
+        assert run_tool(*command) == 0
+        assert "1 of 4 images have no" in caplog.text
+    rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
+    assert rows["CIM"]["images"] == 4 and rows["oracle"]["mAP@0.25"] == pytest.approx(75, abs=0.5)  # half the boxes
+    labels = json.loads((tmp_path / "run" / "pseudo_labels" / "val" / "msrcnn_pseudo_label.json").read_text())
+    assert len(labels["images"]) == 4 and {line["image_id"] for line in labels["annotations"]} == {1, 3, 4}
+    for image in (1, 3, 4):
+        store.path(image).unlink()
+    assert run_tool("test", path) == 2
+
+
+def test_a_split_without_masks_has_no_metrics(run, capsys):
+    path, config, _, _ = run
+    without = ["--set", f"data.val_tags={config.data.val_annotations}", "data.val_annotations=null"]
+    assert run_tool("evaluation", path, "--if-annotated", *without) == 0
+    assert "no metrics" in capsys.readouterr().out
+    assert run_tool("evaluation", path, *without) == 2
 
 
 def test_another_checkpoint_has_its_own_folder(run, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -148,6 +149,15 @@ def test_agpl_labels_exports_and_continues(trained, tmp_path):
     assert kept.stat().st_mtime_ns == before
     with pytest.raises(CimError, match="other settings"):
         main([*arguments, "--set", "assign.iou=0.4"])
+
+
+def test_agpl_leaves_out_photos_without_proposals(trained, tmp_path, caplog):
+    config, yaml = trained
+    shutil.copytree(config.data.proposals, tmp_path / "regions")
+    Store.open(tmp_path / "regions", "regions").path("p2.png").unlink()
+    arguments = ["--output", tmp_path / "labels", "--peaks", tmp_path / "peaks", "--proposals", tmp_path / "regions"]
+    assert tool("pre/AGPL_label_assign.py").main([str(yaml), *map(str, arguments), "--workers", "1"]) == 0
+    assert "1 of 6 images have no proposals" in caplog.text and len(Store.open(tmp_path / "labels", "clusters")) == 5
 
 
 def test_agpl_on_a_folder_without_a_config(trained, tmp_path):

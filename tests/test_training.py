@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from cim.cli import run
 from cim.config import Config
 from cim.engine import load_checkpoint
 from cim.errors import CimError
+from cim.generation import provenance
 from cim.models.backbones import Backbone
 from cim.regions import RegionSet
 from cim.runlog import read_log
@@ -156,6 +158,28 @@ def test_missing_artefacts_name_their_command(config: Config, tmp_path: Path):
     assert missing_stages(without) == ["proposals", "prm", "first_labels"]
     with pytest.raises(CimError, match="generate_proposals"):
         train_cim(without)
+
+
+def test_gaps_are_filled_in_our_own_proposals_alone(config: Config, tmp_path: Path):
+    regions = Store.open(tmp_path / "regions", "regions")
+    regions.path("p0.png").unlink()
+    assert missing_stages(config) == []  # made by something else: that image is left out
+    made = json.loads((regions.root / "manifest.json").read_text())
+    made["provenance"] = provenance(config.proposals)
+    (regions.root / "manifest.json").write_text(json.dumps(made))
+    assert missing_stages(config)[0] == "proposals"
+
+
+def test_first_labels_of_other_proposals_are_refused(config: Config, tmp_path: Path):
+    path = tmp_path / "labels" / "manifest.json"
+    made = json.loads(path.read_text())
+    made["provenance"] = {"proposals": {"maker": "toy", "source": "elsewhere"}}
+    path.write_text(json.dumps(made))
+    open_artefacts(config)
+    made["provenance"] = {"proposals": {"maker": "COB"}}
+    path.write_text(json.dumps(made))
+    with pytest.raises(CimError, match="first labels of other proposals"):
+        open_artefacts(config)
 
 
 def test_published_proposals_are_never_replaced_silently(config: Config, tmp_path: Path, monkeypatch):

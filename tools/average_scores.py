@@ -15,7 +15,7 @@ from cim.config import load_config
 from cim.detections import Branch, Selection, detect
 from cim.errors import CimError
 from cim.layout import Layout
-from cim.published import open_regions
+from cim.published import having_proposals, open_regions
 from cim.store import Store
 
 
@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = args.output / "detections" / split
     provenance = {"mean_of": [store.provenance for store in runs]}
     output = Store.create(folder, "detections", provenance, args.overwrite)
-    dataset = build_dataset(config.data, split)
-    average_scores(runs, output, dataset.records)
     source = open_regions(Layout(config).proposals(split))
+    dataset = having_proposals(build_dataset(config.data, split), source)
+    average_scores(runs, output, dataset.records)
     results = folder / ("results.json" if args.branch == "scores" else f"results_{args.branch}.json")
     detect(dataset, source, output, results, Selection.of(config.infer), branch=args.branch, workers=args.workers)
 

@@ -54,6 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
     target.add_argument("--score-threshold", type=float, help="diagnose all detections above it")
     target.add_argument("--output", type=Path, help="folder of metrics.json and diagnosis.json (default: work_dir)")
     target.add_argument("--workers", type=int, default=1, help="processes of the selection")
+    target.add_argument("--if-annotated", action="store_true", help="do nothing for a split without masks")
     return target
 
 
@@ -66,6 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     split = args.split or (config.data.eval_split if config else "")
     dataset = build_dataset(config.data, split) if config and not (args.results and args.annotations) else None
     truth_path = args.annotations or (dataset.annotations if dataset else None)
+    if truth_path is None and args.if_annotated:
+        print(f"split {split} has no annotations with masks: no metrics")
+        return 0
     if truth_path is None:
         raise CimError(f"split {split} has no annotations with masks", fix="pass --annotations, or upload the results")
     truth = load_ground_truth(truth_path)
@@ -77,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             raise CimError("--oracle needs the proposals", fix="pass CONFIG")
         source = open_regions(Layout(config).proposals(split))
         for name, kind in (("oracle", "equal"), ("oracle, ranked by IoU", "iou")):
-            rows[name] = oracle_results(truth, lambda i: with_masks(source.load(i), i), kind)
+            rows[name] = oracle_results(truth, lambda i: with_masks(source.load(i), i) if source.has(i) else None, kind)
     localise = args.corloc or bool(config and split == config.data.train_split)
     scored = {
         name: metric_row(truth, found, metric, with_corloc=localise, backend=args.backend)

@@ -74,7 +74,7 @@ def _cim(
     from cim.export import of_the_tags
     from cim.inference import evaluation_dir, find_checkpoint
     from cim.layout import Layout
-    from cim.published import open_regions
+    from cim.published import having_proposals, open_regions
     from cim.store import Store
 
     layout = Layout(config)
@@ -83,8 +83,9 @@ def _cim(
     selection = Selection.of(config.infer)
     source = open_regions(layout.proposals(split))
     first = config.export.tags_first
+    able = having_proposals(dataset, source)
     images = select_dataset(
-        dataset, source, StoredScores(store), selection, tagged_classes_only=first, workers=args.workers
+        able, source, StoredScores(store), selection, tagged_classes_only=first, workers=args.workers
     )
     return of_the_tags(images, dataset), {"selection": vars(selection), "scores": store.provenance}
 

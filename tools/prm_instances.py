@@ -17,7 +17,7 @@ from cim.errors import CimError
 from cim.files import write_json
 from cim.label_tool import open_net
 from cim.layout import Layout
-from cim.published import open_regions
+from cim.published import having_proposals, open_regions
 from cim.regions import RegionSet
 from cim.retrieval import Retrieval, instances_of_photo
 
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     dataset = build_dataset(config.data, split)
     net = open_net(config, dataset, args.checkpoint)
     source = open_regions(args.proposals or layout.proposals(split))
+    dataset = having_proposals(dataset, source)
     results: list[dict] = []
     failed = 0
     for record in tqdm(dataset.records[: args.limit], unit="image"):

@@ -16,7 +16,7 @@ from cim.detections import Selection, detect, upload_name, write_upload
 from cim.errors import CimError
 from cim.inference import detection_store, evaluation_dir, find_checkpoint, load_trained, score_dataset
 from cim.layout import Layout
-from cim.published import open_regions
+from cim.published import having_proposals, open_regions
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
                 fix="pass the config that the network was trained with",
             )
         folder = args.output or evaluation_dir(layout, checkpoint) / "detections" / split
-        store = detection_store(folder, checkpoint, config.infer, args.overwrite)
+        store = detection_store(folder, checkpoint, config.infer, source.provenance, args.overwrite)
+        dataset = having_proposals(dataset, source)
         report = score_dataset(trained.model, dataset, source, store, config.infer, device)
         if distributed.is_main():
             results = folder / "results.json"
