@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["load_model"]
 
 
-def load_model(path: str | Path, device: str = "auto") -> Predictor:
+def load_model(path: str | Path, device: str = "auto", weights: str | Path | None = None) -> Predictor:
     """A trained network, ready to predict; see :func:`cim.predict.load_model`."""
     from cim import predict  # torch is slow to import, and most of the package does without
 
-    return predict.load_model(path, device)
+    return predict.load_model(path, device, weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -74,12 +74,8 @@ class Album:
 
     @cached_property
     def stems(self) -> dict[ImageId, str]:
-        """A distinct file name without ending for every image: the photo's own, with the id where photos share it."""
-        shared = Counter(path.stem for path in self.photos.values())
-        return {
-            image_id: path.stem if shared[path.stem] == 1 else f"{path.stem}-{image_id}".replace("/", "_")
-            for image_id, path in self.photos.items()
-        }
+        """See :func:`file_stems`."""
+        return file_stems(self.photos)
 
     def results(self, path: str | Path) -> dict[ImageId, list[dict[str, Any]]]:
         """Checked detections of a COCO result file (or of annotations with scores) by image, best first.
@@ -104,6 +100,15 @@ class Album:
     def photo(self, image_id: ImageId) -> np.ndarray:
         """The photo, uint8 [H, W, 3]; errors as in :func:`read_annotated`."""
         return read_annotated(self.photos[image_id], self.truth.sizes[image_id])
+
+
+def file_stems(photos: Mapping[ImageId, Path]) -> dict[ImageId, str]:
+    """A distinct file name without ending for every image: the photo's own, with the id where photos share it."""
+    shared = Counter(path.stem for path in photos.values())
+    return {
+        image_id: path.stem if shared[path.stem] == 1 else f"{path.stem}-{image_id}".replace("/", "_")
+        for image_id, path in photos.items()
+    }
 
 
 @dataclass(frozen=True)

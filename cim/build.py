@@ -173,8 +173,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise CimError(
-            "not a device", expected="auto, cpu, cuda, cuda:0, ...", found=name, fix="--set device=auto"
+            "not a device", expected="auto, cpu, cuda, cuda:0, ...", found=name, fix="device auto takes what there is"
         ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CimError("no such CUDA device on this machine", found=name, fix="--set device=auto")
+        raise CimError("no such CUDA device on this machine", found=name, fix="device auto takes what there is")
     return device

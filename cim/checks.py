@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from cim.build import build_dataset
+from cim.coco_results import load_ground_truth
 from cim.config import Config
 from cim.datasets.base import Dataset, Record
 from cim.errors import CimError
@@ -164,6 +165,10 @@ def _check_annotations(dataset: Dataset, name: str) -> Finding:
     if faults:
         detail = ", ".join(f"{count} of {len(entries)} annotations {fault}" for fault, count in faults.items())
         return Finding(wanted, what, "damaged", f"{path}: {detail}", "replace the annotation file (docs/DATASET.md)")
+    try:
+        load_ground_truth(path)
+    except CimError as error:
+        return _failure(error, wanted, what, "replace the annotation file (docs/DATASET.md)")
     return Finding(wanted, what, "ok" if entries else "note", f"{len(entries)} instances")
 
 

@@ -62,6 +62,8 @@ def load_ground_truth(source: str | Path | Mapping[str, Any] | GroundTruth) -> G
     content = source if isinstance(source, Mapping) else read_json(source, fix="check data.val_annotations")
     try:
         sizes = {i["id"]: (int(i["height"]), int(i["width"])) for i in content["images"]}
+        if any(min(size) < 1 for size in sizes.values()):
+            raise ValueError("an image without height or width")
         categories = {int(c["id"]): str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
         annotations = [_annotation(a, sizes, categories) for a in content["annotations"]]
     except (KeyError, TypeError, AttributeError) as error:
@@ -130,11 +132,12 @@ def to_coco(instances: Instances, dataset: Dataset) -> list[dict[str, Any]]:
 
 def _result(line: dict, index: int, truth: GroundTruth, problems: dict[str, list[int]]) -> dict[str, Any] | None:
     """The line with a compressed mask; None after noting its problem."""
-    size = truth.sizes.get(line.get("image_id"))
+    image_id, category_id = line.get("image_id"), line.get("category_id")
+    size = truth.sizes.get(image_id) if isinstance(image_id, int | str) else None
     problem = None
     if size is None:
         problem = "unknown image"
-    elif line.get("category_id") not in truth.categories:
+    elif not isinstance(category_id, int) or category_id not in truth.categories:
         problem = "unknown category"
     elif not isinstance(line.get("score"), int | float) or not np.isfinite(line["score"]):
         problem = "a score that is no number"

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from cim.errors import CimError
 
@@ -63,31 +72,31 @@ class PRMConfig(Section):
     backbone: str = "resnet50_c5"  # published: the whole ResNet-50, stride 32
     weights: str | None = None  # None: the library's own ImageNet weights; a file otherwise
     checkpoint: str | None = None  # trained response network, e.g. published prm_voc.pth; None: <work_dir>/prm
-    image_size: int = 448
-    upsample: int = 8
+    image_size: PositiveInt = 448
+    upsample: PositiveInt = 8
     score: Literal["peaks", "top"] = "peaks"  # image score: mean of peaks; of the top tenth (from scratch)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.01
+    lr: PositiveFloat = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    batch_size: int = 16
-    epochs: float = 20.0
+    batch_size: PositiveInt = 16
+    epochs: PositiveFloat = 20.0
     flip: bool = True
     frozen_trunk: bool = False  # train the last layer alone, on features computed once
     train_norms: bool = True  # batch norms learn; false for small batches and for weights with folded norms
     feature_cache_gb: float = 4.0  # frozen trunk: keep features on disk up to this size, else compute them each time
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    workers: int = 2
-    seed: int = 0
-    checkpoint_every: int = 500  # updates
+    workers: NonNegativeInt = 2
+    seed: NonNegativeInt = 0
+    checkpoint_every: PositiveInt = 500  # updates
 
 
 class AssignConfig(Section):
     """First labels (METHOD section 3)."""
 
-    peak_threshold: float = 10.0
-    mean_mask_threshold: float = 0.7
-    iou: float = 0.5
+    peak_threshold: FiniteFloat = 10.0
+    mean_mask_threshold: float = Field(0.7, ge=0, le=1)
+    iou: float = Field(0.5, ge=0, le=1)
     points: str | None = None  # folder of `x y class confidence` files: CIM-p
 
 
@@ -97,7 +106,7 @@ class ModelConfig(Section):
     backbone: str = "resnet50"
     weights: str | None = None  # file with ImageNet weights; None: the library's own; prm: the run's own PRM trunk
     head: Literal["mask_fuse", "region_pool"] = "mask_fuse"  # region_pool: light, for frozen trunks
-    hidden: int = 4096  # width of the two fully connected layers
+    hidden: PositiveInt = 4096  # width of the two fully connected layers
     axes: tuple[PositiveInt, ...] = (64,)  # region_pool: principal axes kept of each part of the trunk's features
     refinements: int = Field(3, ge=1)  # K
     roi_align: Literal["torchvision", "mmcv"] = "torchvision"
@@ -138,41 +147,41 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """Schedule of CIM training (METHOD section 7), stated in images."""
 
-    images_per_update: int = 4
-    updates: int = 45000
+    images_per_update: PositiveInt = 4
+    updates: PositiveInt = 45000
     step: tuple[int, ...] = (30000,)
     gamma: float = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 2.5e-4
+    lr: PositiveFloat = 2.5e-4
     bias_lr_factor: float = 2.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    warmup_updates: int = 500
+    warmup_updates: NonNegativeInt = 500
     warmup_factor: float = 1 / 3
     rescale_momentum: bool = True
     clip_grad: float | None = None
-    sides: tuple[int, ...] = (480, 576, 688, 864, 1200)  # long side, pixels
+    sides: tuple[PositiveInt, ...] = Field((480, 576, 688, 864, 1200), min_length=1)  # long side, pixels
     flip: bool = True
-    max_proposals: int = 1000
+    max_proposals: PositiveInt = 1000
     cache_features: bool = False  # frozen trunk, no flips: compute its maps once (data.features)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    workers: int = 2
-    seed: int = 0
-    checkpoint_every: int = 1000  # updates
+    workers: NonNegativeInt = 2
+    seed: NonNegativeInt = 0
+    checkpoint_every: PositiveInt = 1000  # updates
     keep_checkpoints: int = 2
-    picture_every: int = 1000  # updates; 0: never
+    picture_every: NonNegativeInt = 1000  # updates; 0: never
 
 
 class InferConfig(Section):
     """Inference and selection (METHOD section 8)."""
 
-    sides: tuple[int, ...] = (480, 576, 688, 864, 1200)
+    sides: tuple[PositiveInt, ...] = Field((480, 576, 688, 864, 1200), min_length=1)
     flip: bool = True
     score_threshold: float = 1e-5
     nms: Literal["box", "mask"] = "box"
     nms_iou: float = 0.3
-    max_per_image: int = 100
-    max_proposals: int | None = None
+    max_per_image: PositiveInt = 100
+    max_proposals: PositiveInt | None = None
 
 
 class ExportConfig(Section):
@@ -182,7 +191,7 @@ class ExportConfig(Section):
     threshold_kind: Literal["absolute", "quantile"] = "absolute"  # quantile: share left out, class by class
     tags_first: bool = False  # other classes take none of an image's places (infer.max_per_image); published: they do
     keep_best_per_tag: bool = False  # at least one instance for every tag of an image
-    min_area: int = 0  # pixels
+    min_area: NonNegativeInt = 0  # pixels
     mask_nms: float | None = None  # mask IoU from which a worse instance of the class is dropped
     empty_images: Literal["keep", "drop"] = "keep"
     scores: Literal["keep", "weight", "drop"] = "keep"  # weight: score over the best of its class
@@ -193,25 +202,25 @@ class RefineConfig(Section):
 
     backbone: Literal["resnet50_fpn", "mobilenet_fpn"] = "resnet50_fpn"  # mobilenet_fpn: small, for a CPU
     weights: str | None = None  # file with ImageNet weights; None: the library's own
-    images_per_update: int = 16
+    images_per_update: PositiveInt = 16
     micro_batch: int = Field(2, ge=1)  # images per pass through the network; memory grows with it
-    updates: int = 18000
+    updates: PositiveInt = 18000
     step: tuple[int, ...] = (12000, 16000)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.02
+    lr: PositiveFloat = 0.02
     trunk_lr_factor: float = Field(1.0, gt=0)  # the trunk's rate as a fraction of lr
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    warmup_updates: int = 500
+    warmup_updates: NonNegativeInt = 500
     clip_grad: float | None = None
-    min_side: int = 800  # short side of the images, pixels, unless the long one would exceed max_side
-    max_side: int = 1333
+    min_side: PositiveInt = 800  # short side of the images, pixels, unless the long one would exceed max_side
+    max_side: PositiveInt = 1333
     flip: bool = True
     score_weighted: bool = False  # losses of a region times the weight or score of the label it belongs to
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    workers: int = 2
-    seed: int = 0
-    checkpoint_every: int = 1000
+    workers: NonNegativeInt = 2
+    seed: NonNegativeInt = 0
+    checkpoint_every: PositiveInt = 1000
 
 
 class Config(Section):
@@ -287,10 +296,15 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise CimError("no such base config", path=path, found=f"named by {seen[-1]}") from None
+    except IsADirectoryError:
+        raise CimError("a folder where a config should be", path=path, found=f"named by {seen[-1]}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CimError("not a yaml file", path=path, found=error) from None
     if not isinstance(values, dict):
         raise CimError("config is not a mapping", path=path, expected="key: value lines", found=type(values).__name__)
+    strange = [key for key in values if not isinstance(key, str)]
+    if strange:
+        raise CimError("a key that is no name", path=path, found=strange[0])
     base = values.pop("base", None)
     if not isinstance(base, str | None):
         raise CimError("base is not a file name", path=path, found=base)

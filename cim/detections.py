@@ -185,13 +185,14 @@ def detect(
     settings = {"selection": vars(selection), "branch": branch, "scores": store.provenance}
     settings |= {"images": len(scored), "newest": newest, "classes": list(dataset.classes)}
     note = path.with_suffix(".settings.json")
-    if path.is_file() and note.is_file() and read_json(note) == json.loads(json.dumps(settings)):
+    written = settings | {"bytes": path.stat().st_size if path.is_file() else 0}
+    if path.is_file() and note.is_file() and read_json(note) == json.loads(json.dumps(written)):
         logger.info("detections are there already: %s", path)
         return path
     note.unlink(missing_ok=True)
     images = select_dataset(dataset, source, StoredScores(store, branch), selection, workers=workers)
     count = write_results(path, images, len(dataset))
-    write_json(note, settings, indent=1)
+    write_json(note, settings | {"bytes": path.stat().st_size}, indent=1)
     logger.info("%d detections of %d images: %s", count, len(dataset), path)
     return path
 

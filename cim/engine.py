@@ -110,5 +110,10 @@ def _is_finished(run_dir: Path, signature: dict[str, Any]) -> bool:
     final = run_dir / "final.pth"
     if not final.is_file():
         return False
-    check_same_run(load_checkpoint(final, lazy=True)["meta"].get("signature", {}), signature, run_dir)
+    try:
+        state = load_checkpoint(final, lazy=True)
+    except CimError as error:
+        fix = "delete it; the same command makes it again from the last checkpoint"
+        raise CimError(error.message, path=final, fix=fix) from error
+    check_same_run(state["meta"].get("signature", {}), signature, run_dir)
     return True

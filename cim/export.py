@@ -114,8 +114,15 @@ def annotation(result: dict[str, Any], number: int, image_id: int, size: tuple[i
     Args:
         number: id of the annotation, from 1.
         size: (H, W) of the photo.
+
+    Raises:
+        CimError: a mask of another size.
     """
     mask = result["segmentation"]
+    if tuple(mask["size"]) != tuple(size):
+        raise CimError(
+            f"detections of image {image_id} on another size of the photo", expected=size, found=mask["size"]
+        )
     return {
         "id": number,
         "image_id": image_id,

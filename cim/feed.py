@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import shutil
 import signal
@@ -134,9 +135,10 @@ def _as_is(item: Any) -> Any:
 
 
 def _quiet_worker(_: int) -> None:
-    """A worker ends when told to (the loop's own handlers are inherited) and leaves Ctrl-C to its parent."""
+    """A worker leaves Ctrl-C to its parent. On SIGTERM it ends as if done: a whole group of processes may have got
+    the signal, and the loader would raise for a worker that died of it, in the middle of an update."""
     import cv2
 
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)

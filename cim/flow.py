@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -85,19 +86,33 @@ def run_stages(stages: Sequence[Stage], run_dir: Path, settings: str) -> None:
             continue
         logger.info("\n%s", heading)
         began = time.monotonic()
-        result = subprocess.run([sys.executable, str(TOOLS / step.command[0]), *step.command[1:]], check=False)
+        code = _run([sys.executable, str(TOOLS / step.command[0]), *step.command[1:]])
         seconds = time.monotonic() - began
-        if result.returncode:
-            if result.returncode in (130, -2):
-                raise KeyboardInterrupt
-            raise CimError(
-                f"stage {number} ({step.title}) failed", fix="see the line above; the same command continues"
-            )
+        if code in (130, -signal.SIGINT, -signal.SIGTERM):
+            raise KeyboardInterrupt
+        if code:
+            killed = f"killed by {signal.Signals(-code).name} (no memory, or a full disk?)" if code < 0 else None
+            fix = "see the line above; the same command continues"
+            raise CimError(f"stage {number} ({step.title}) failed", found=killed, fix=fix)
         timings[step.title] = round(timings.get(step.title, 0) + seconds, 1)
         write_json(run_dir / "timings.json", timings, indent=1)
         done[step.title] = mark
         write_json(run_dir / "stages.json", done, indent=1)
         logger.info("%s: %.0f s", heading, seconds)
+
+
+def _run(command: list[str]) -> int:
+    """Exit code. SIGTERM is passed on; Ctrl-C, which the stage gets itself, is left to it: it saves what it has."""
+    with subprocess.Popen(command) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            while True:
+                try:
+                    return process.wait()
+                except KeyboardInterrupt:
+                    continue
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _read(path: Path) -> dict:

@@ -64,6 +64,10 @@ def _check_ids(content: dict[str, Any]) -> None:
 def _complete(content: dict[str, Any], scored: bool) -> None:
     """Compressed masks, checked; and the keys that others leave out."""
     sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in content["images"]}
+    if any(min(size) < 1 for size in sizes.values()):
+        raise ValueError("an image without height or width")
+    if not all(isinstance(image["file_name"], str) for image in content["images"]):
+        raise ValueError("a file_name that is no text")
     lines = content["annotations"]
     if scored and "score" not in lines[0]:
         raise ValueError("no scores: a threshold has nothing to go by")
@@ -78,6 +82,8 @@ def _complete(content: dict[str, Any], scored: bool) -> None:
                 f"annotation {line['id']}: mask of {line['segmentation']['size']} in an image of {list(size)}"
             )
         line.setdefault("score", 1.0)
+        if not isinstance(line["score"], int | float):
+            raise ValueError(f"annotation {line['id']}: score {line['score']!r}")
         line["iscrowd"] = int(line.get("iscrowd", 0))
         line["height"], line["width"] = size
     for begin in range(0, len(lines), _CHUNK):

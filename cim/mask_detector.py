@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ from cim.types import Instances
 ROW = "CIM + Mask R-CNN"  # in metrics.json
 _LARGE = 1600  # pixels; longer photos are shrunk before detection, because a float mask per instance is pasted
 
+_NARROWEST = 32  # long side over short side; still narrower photos are widened for the network
+
 
 @dataclass(frozen=True, eq=False)
 class MaskDetector:
@@ -55,9 +58,10 @@ class MaskDetector:
         """Instances of a photo uint8 [H, W, 3], best first, boxes those of the masks; ``regions`` are not looked at."""
         size = photo.shape[:2]
         shrink = min(1.0, _LARGE / max(size))
+        least = math.ceil(max(size) * shrink / _NARROWEST)  # the network shrinks photos once more
         small = photo
-        if shrink < 1:
-            small = resized(photo, (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))), cv2.INTER_AREA)
+        if shrink < 1 or min(size) < least:
+            small = resized(photo, tuple(max(least, round(side * shrink)) for side in size), cv2.INTER_AREA)
         found = self.model([as_tensor(small).to(self.device)])[0]
         score, klass = found["scores"].float().cpu().numpy(), found["labels"].cpu().numpy() - 1
         keep = score > threshold

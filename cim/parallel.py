@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +78,11 @@ def _outcomes(function, numbered: Iterable, workers: int, scheduler: str | None)
         yield from (_guarded(function, pair) for pair in numbered)
     else:
         parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size="auto")
-        yield from parallel(joblib.delayed(_guarded)(function, pair) for pair in numbered)
+        try:
+            yield from parallel(joblib.delayed(_guarded)(function, pair) for pair in numbered)
+        except BrokenProcessPool as error:
+            fix = "the same command continues; with --workers 1 it needs least memory"
+            raise CimError("a worker process was killed (no memory?)", fix=fix) from error
 
 
 def _on_dask(function, numbered: Iterable, address: str) -> Iterator[tuple[int, str | None]]:

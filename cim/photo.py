@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import warnings
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def read_photo(path: str | Path) -> np.ndarray:
     with _opened(path) as image:
         try:
             image.load()
-            image = ImageOps.exif_transpose(image)
+            if _orientation(image) is not None:
+                image = ImageOps.exif_transpose(image)
             return np.ascontiguousarray(_as_rgb(image))
         except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise
             raise CimError("damaged photo", path=path, found=error, fix=_FIX) from error
@@ -50,8 +52,15 @@ def photo_size(path: str | Path) -> tuple[int, int]:
         width, height = image.size
         # PngImageFile.getexif would decode the whole picture first; the header's EXIF block is enough.
         # Pillow gives the upright size of a TIFF by itself.
-        turned = image.format != "TIFF" and Image.Image.getexif(image).get(_EXIF_ORIENTATION) in _TURNED
+        turned = image.format != "TIFF" and _orientation(image) in _TURNED
     return (width, height) if turned else (height, width)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return Image.Image.getexif(image).get(_EXIF_ORIENTATION)
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # a damaged block says nothing
+        return None
 
 
 def _opened(path: str | Path) -> Image.Image:
@@ -77,6 +86,10 @@ def _as_rgb(image: Image.Image) -> np.ndarray:
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
     """Grey values of any depth [H, W] to uint8."""
+    if values.dtype.kind == "f":
+        finite = values[np.isfinite(values)]
+        edges = (finite.min(), finite.max()) if finite.size else (0, 0)
+        values = np.nan_to_num(values, nan=edges[0], neginf=edges[0], posinf=edges[1])
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind in "ui" and low >= 0 and high < 2**16:
         return (values.astype(np.uint32) >> (8 if high > 255 else 0)).astype(np.uint8)

@@ -129,12 +129,13 @@ class Predictor:
         )
 
 
-def load_model(path: str | Path, device: str = "auto") -> Predictor:
+def load_model(path: str | Path, device: str = "auto", weights: str | Path | None = None) -> Predictor:
     """A network from a checkpoint of ``tools/train.py`` or ``tools/train_mask_rcnn.py``.
 
     Args:
         path: the file, or the folder of a run.
         device: "auto" (CUDA when present), "cpu", "cuda", ...
+        weights: where the ImageNet weights of the proposals' trunk are now (CIM networks; default: where they were).
 
     Raises:
         CimError: no such file, not a checkpoint, or of a kind that does not detect.
@@ -146,6 +147,8 @@ def load_model(path: str | Path, device: str = "auto") -> Predictor:
     kind = state["meta"].get("kind")
     if kind not in _DETECTORS:
         raise CimError("not a network that finds instances", path=path, expected=" or ".join(_DETECTORS), found=kind)
+    if weights is not None:
+        state["meta"]["config"]["proposals"]["weights"] = str(weights)
     classes = tuple(str(name) for name in state["meta"].get("classes", ()))
     return Predictor(classes, _DETECTORS[kind](state, path, resolve_device(device)))
 

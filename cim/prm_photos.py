@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,7 @@ def feature_cache(net: ResponseNet, dataset: Dataset, prm: PRMConfig, path: Path
         leftover.unlink(missing_ok=True)
     with atomic(path) as temporary:
         table = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(dataset), views, *shape))
+        _reserve(temporary)
         done = 0
         for records, images in photo_batches(dataset.records, prm.image_size, 4, prm.workers, "features"):
             for view in range(views):
@@ -163,6 +165,17 @@ def feature_cache(net: ResponseNet, dataset: Dataset, prm: PRMConfig, path: Path
             done += len(records)
         table.flush()
     return path
+
+
+def _reserve(path: Path) -> None:
+    """Take the disk space of a mapped file: where there is none, writing to the map would end the process unheard.
+
+    Raises:
+        OSError: full disk.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 @torch.inference_mode()

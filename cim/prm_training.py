@@ -118,7 +118,7 @@ def _options(prm: PRMConfig, workers: int) -> FitOptions:
 def _describe(config: Config, dataset: Dataset) -> dict[str, Any]:
     whole = config.model_dump(mode="json")
     keep = ("score", "optimizer", "backbone", "image_size", "upsample", "flip", "frozen_trunk", "train_norms", "epochs")
-    settings = {name: whole["prm"][name] for name in keep}
+    settings = {name: whole["prm"][name] for name in keep} | {"photos_and_tags": dataset.digest}
     return {"kind": "prm", "classes": list(dataset.classes), "config": whole, "settings": settings}
 
 

@@ -146,7 +146,7 @@ def _check(
             path=record.path,
             expected=photo.shape[:2],
             found=regions.size,
-            fix="make the proposals again",
+            fix="delete its file among the proposals, then make them again",
         )
     if clusters is not None and len(clusters) != len(regions):
         raise CimError(

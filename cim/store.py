@@ -7,6 +7,7 @@ other settings are never mixed silently.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from cim.regions import RegionSet
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_LONGEST = 180  # characters of a name; file systems take 255, temporary files need some
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Store:
     def path(self, image_id: int | str) -> Path:
         """File of one image; ids with characters that file systems dislike are escaped."""
         name = quote(str(image_id), safe="")
+        if len(name) > _LONGEST:
+            name = f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         if name.startswith("."):  # hidden files are temporary ones
             name = "%2E" + name[1:]
         return self.root / f"{name}.npz"

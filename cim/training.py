@@ -219,6 +219,7 @@ def describe(config: Config, dataset: Dataset, regions: RegionSource) -> dict[st
         "flip": whole["train"]["flip"],
         "max_proposals": whole["train"]["max_proposals"],
         "proposals": proposals,
+        "photos_and_tags": dataset.digest,
     }
     return {"kind": "cim", "classes": list(dataset.classes), "config": whole, "settings": settings}
 

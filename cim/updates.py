@@ -108,7 +108,14 @@ class Run:
         try:
             while self.update < last:
                 rate = self.set_rate()
-                outcome = self.accumulate(items)
+                try:
+                    outcome = self.accumulate(items)
+                except RuntimeError:
+                    if not stopping.is_set():
+                        raise
+                    if main:  # the workers were told to stop, too: the update at hand is given up
+                        checkpoints.save(self.update, {"meta": meta, **self.state()})
+                    raise KeyboardInterrupt from None
                 norm, stop = self.apply(outcome, stopping.is_set(), len(source))
                 self.update += 1
                 save = self.update < last and (stop or self.update % self.options.checkpoint_every == 0)

@@ -59,6 +59,11 @@ def test_overrides(write):
         ("train.learning_rate=1", "unknown setting train.learning_rate"),
         ("trian.lr=1", "unknown setting trian.*did you mean train"),
         ("train=3", "bad value for train"),
+        ("train.sides=[]", "bad value for train.sides"),
+        ("train.updates=-5", "bad value for train.updates"),
+        ("refine.checkpoint_every=0", "bad value for refine.checkpoint_every"),
+        ("prm.workers=-1", "bad value for prm.workers"),
+        ("assign.peak_threshold=.nan", "bad value for assign.peak_threshold"),
     ],
 )
 def test_bad_overrides(write, override, message):
@@ -86,6 +91,8 @@ def test_bad_overrides(write, override, message):
         ("base: nowhere.yaml", r"no such base config: .*nowhere\.yaml; found named by .*c\.yaml"),
         ("base: c.yaml", "in a circle"),
         ("base: [a]", "base is not a file name"),
+        ("base: .", "a folder where a config should be"),
+        ("1: 2", "a key that is no name"),
     ],
 )
 def test_bad_configs(write, text, message):

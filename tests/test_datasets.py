@@ -124,6 +124,19 @@ def test_size_is_that_of_the_upright_photo(tmp_path, suffix):
     assert open_folder(tmp_path)[0].size == read_photo(path).shape[:2] == (30, 20)
 
 
+def test_a_damaged_exif_block_says_nothing(tmp_path):
+    path = photo(tmp_path / "cat" / "a.webp", (20, 30), exif=b"Exif\0\0no TIFF at all")
+    assert open_folder(tmp_path)[0].size == read_photo(path).shape[:2] == (20, 30)
+
+
+def test_floating_pixels_that_are_no_numbers(tmp_path):
+    values = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    values[0, 0], values[2, 3] = np.nan, np.inf
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    grey = read_photo(tmp_path / "a.tiff")[:, :, 0]
+    assert grey[0, 0] == 0 and grey[2, 3] == grey.max() == 255
+
+
 def test_size_of_a_truncated_png_comes_from_its_header(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.png")
@@ -167,6 +180,9 @@ CSV_ERRORS = [
     ("image,labels\ntwo,cat\n", "more than one file for 'two': "),
     ("image,labels\n../a.jpg,cat\n", "outside the images folder"),
     ("image,labels\nbroken.jpg,cat\n", "not a readable photo"),
+    ('image,labels\na.jpg,"cat\nb.png,dog\n', "not a csv file"),
+    ('image,labels\na.jpg,"cat\nb.png,dog"\n', "a quote that is not closed"),
+    (f"image,labels\n{'a' * 300}.jpg,cat\n", "no such photo"),
     ("image,labels\ntext.jpg,cat\n", "not a readable photo"),
 ]
 
@@ -321,6 +337,10 @@ def test_bad_annotations(tmp_path, content, message):
         ('{"images": []}', "expected a list 'categories'"),
         ('{"images": [{"id": 1}], "categories": []}', "entry of 'images' without 'file_name'"),
         ('{"images": [], "categories": [], "annotations": [{"id": 1}]}', "annotation without image_id"),
+        ('{"images": [], "categories": [], "annotations": null}', "expected a list 'annotations'"),
+        ('{"images": [{"id": [1], "file_name": "a"}], "categories": []}', "entry of 'images' with a strange 'id'"),
+        ('{"images": [{"id": 1, "file_name": 5}], "categories": []}', "with a strange 'file_name'"),
+        ('{"images": [], "categories": [{"id": "1", "name": "a"}]}', "entry of 'categories' with a strange 'id'"),
     ],
 )
 def test_not_a_coco_json(tmp_path, text, message):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 import small_run
@@ -54,6 +56,24 @@ def test_other_settings_begin_anew(tmp_path, log):
 def test_a_stop_by_hand_is_passed_on(tmp_path, log):
     with pytest.raises(KeyboardInterrupt):
         flow.run_stages(stages(log, 130), tmp_path / "run", "x")
+
+
+def test_a_stage_is_told_to_stop_too(tmp_path, log):
+    """SIGTERM to the flow alone: its stage ends with it."""
+    script = "import os, pathlib, sys, time\npathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\ntime.sleep(60)"
+    (tmp_path / "sleep.py").write_text(script)
+    code = (
+        "import sys, pathlib; from cim import flow; flow.TOOLS = pathlib.Path(sys.argv[1]); "
+        "flow.run_stages([flow.stage('sleep', 'sleep.py', sys.argv[2])], flow.TOOLS / 'run', '')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(tmp_path / "pid")])
+    while not ((tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=30) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 @pytest.mark.parametrize("value", ["a b", "#x: y", "c=d", [1, 2], 0.5, True])
@@ -115,3 +135,34 @@ def test_run_folder_always_makes_pseudo_labels_and_names_the_network_it_trained(
     assert ("Mask R-CNN" in titles) == refined
     network = tmp_path / "run" / ("mask_rcnn" if refined else "train") / "final.pth"
     assert f"--checkpoint {network}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--val-masks", "t.json"], "no photos to evaluate on"),
+        (["--set", "work_dir=elsewhere"], "the run folder is --output"),
+        (["--device", "bogus"], "not a device"),
+        (["--val", "photos", "--val-masks", "t.json"], "not COCO instance annotations"),
+    ],
+)
+def test_run_folder_refuses_before_it_writes(tmp_path, monkeypatch, run_folder, extra, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(CimError, match=message):
+        run_folder.main(["--images", "photos", "--output", "run", *extra])
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_folder_sees_changed_tags_and_photos(tmp_path, run_folder):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "tags.csv").write_text("image,labels\n")
+    command = ["--images", str(tmp_path / "photos"), "--tags", str(tmp_path / "tags.csv"), "--output", "run"]
+    args = run_folder.get_parser().parse_args(command)
+    states = [run_folder.state_of(args), run_folder.state_of(args)]
+    (tmp_path / "tags.csv").write_text("image,labels\na.jpg,dog\n")
+    states.append(run_folder.state_of(args))
+    (tmp_path / "photos" / "a.jpg").touch()
+    states.append(run_folder.state_of(args))
+    assert len(states) == 4 and len(set(states)) == 3

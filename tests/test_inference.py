@@ -142,6 +142,17 @@ def test_detections_of_a_data_set(run, tmp_path):
         list(select_dataset(replace(dataset, classes=("a", "b", "c")), source, StoredScores(store), Selection()))
 
 
+def test_damaged_detections_are_made_again(run, tmp_path):
+    _, config, dataset, source = run
+    layout = Layout(config)
+    store = detection_store(tmp_path / "d", layout.checkpoint, config.infer, source.provenance)
+    score_dataset(load_trained(layout.checkpoint).model, dataset, source, store, config.infer)
+    path = detect(dataset, source, store, tmp_path / "d" / "results.json", Selection())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert detect(dataset, source, store, path, Selection()).read_bytes() == whole
+
+
 def test_published_detections(run, tmp_path):
     _, _, dataset, _ = run
     scores = {r.image_id: np.random.default_rng(r.image_id).random((8, 3)).astype(np.float32) for r in dataset}

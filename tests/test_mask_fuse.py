@@ -141,5 +141,5 @@ def test_devices():
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(CimError, match="not a device"):
         resolve_device("gpu0")
-    with pytest.raises(CimError, match="--set device=auto"):
+    with pytest.raises(CimError, match="device auto"):
         resolve_device("cuda:99")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def test_items_of_one_name_are_counted_one_by_one(tmp_path):
 def test_failures_are_listed_in_the_order_of_the_items(tmp_path):
     report = run_stage(partial(touch, folder=tmp_path), [1, 4, 7, 10], workers=2)
     assert list(report.failed) == ["1", "4", "7", "10"]
+
+
+def die(item: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line():
+    with pytest.raises(CimError, match="a worker process was killed"):
+        run_stage(die, [1, 2], workers=2)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -114,6 +114,17 @@ def test_built_in_proposals(run, model):
         predict.make_proposer(Config(name="n", work_dir="w", proposals={"method": "sam"}), torch.device("cpu"))
 
 
+def test_weights_that_have_moved(run, monkeypatch):
+    used = []
+    monkeypatch.setattr(predict, "build_proposer", lambda settings, _: used.append(settings.weights) or four_regions)
+    cim.load_model(run[1], "cpu", weights="elsewhere.pth").predict(run[0] / "000.png")
+    assert used == ["elsewhere.pth"]
+
+
+def four_regions(photo: np.ndarray) -> RegionSet:
+    return RegionSet.from_masks(four_masks())
+
+
 def test_tool(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(predict, "build_proposer", lambda *_: lambda photo: RegionSet.from_masks(four_masks()))
     folder = tmp_path / "holiday"

@@ -16,6 +16,7 @@ import torch
 from toys import toy_fit
 
 from cim.engine import load_checkpoint
+from cim.errors import CimError
 from cim.runlog import read_log
 
 
@@ -96,6 +97,28 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path, unbroken: Path):
     leftover.write_bytes(b"half")
     assert same(toy_fit(tmp_path), unbroken)
     assert not leftover.exists()
+
+
+def test_asked_to_stop_together_with_its_workers(tmp_path: Path, unbroken: Path):
+    """SIGTERM to the whole group, as a cluster or `timeout` sends it: the workers leave it to their parent."""
+    command = [sys.executable, str(Path(__file__).parent / "toys.py"), str(tmp_path), "0.02", "1"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "checkpoints" / "update_00000005.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGTERM)
+    told = process.communicate(timeout=60)[1].decode()
+    assert "KeyboardInterrupt" in told and "DataLoader" not in told
+    subprocess.run(command, env=env, capture_output=True, check=True)
+    assert same(tmp_path / "final.pth", unbroken)
+
+
+def test_a_damaged_result_names_the_way_out(tmp_path: Path):
+    final = toy_fit(tmp_path)
+    final.write_bytes(final.read_bytes()[:500])
+    with pytest.raises(CimError, match="delete it; the same command makes it again"):
+        toy_fit(tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

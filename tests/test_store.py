@@ -36,15 +36,17 @@ def test_regions(tmp_path):
         store.load_regions(2)
 
 
-@pytest.mark.parametrize("name", ["dog/a b.jpg", "../../x", "é%", "a/b", "a%2fb", ".hidden", "..", "A", "a"])
+NAMES = ["dog/a b.jpg", "../../x", "é%", "a/b", "a%2fb", ".hidden", "..", "A", "a", "й" * 100, "й" * 99 + "к"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_any_id_is_a_file_of_its_own(tmp_path, name):
     store = Store.create(tmp_path / "s", "peaks", {})
-    names = ["dog/a b.jpg", "../../x", "é%", "a/b", "a%2fb", ".hidden", "..", "A", "a"]
-    for number, other in enumerate(names):
+    for number, other in enumerate(NAMES):
         store.save(other, n=np.array(number))
     assert store.path(name).parent == store.root
-    assert int(store.load(name)["n"]) == names.index(name)
-    assert len(store) == len(names)
+    assert int(store.load(name)["n"]) == NAMES.index(name)
+    assert len(store) == len(NAMES)
 
 
 def test_continued_replaced_or_refused(tmp_path):

@@ -182,6 +182,15 @@ def test_first_labels_of_other_proposals_are_refused(config: Config, tmp_path: P
         open_artefacts(config)
 
 
+def test_a_trained_run_with_other_tags_is_refused(config: Config, monkeypatch):
+    train_cim(config)
+    dataset = build_dataset(config.data, "train")
+    records = (replace(dataset[0], tags=(1 - dataset[0].tags[0],)), *dataset.records[1:])
+    monkeypatch.setattr("cim.training.build_dataset", lambda *_: replace(dataset, records=records))
+    with pytest.raises(CimError, match="photos_and_tags"):
+        train_cim(config)
+
+
 def test_published_proposals_are_never_replaced_silently(config: Config, tmp_path: Path, monkeypatch):
     dataset = build_dataset(config.data, "train")
     monkeypatch.setattr("cim.training.build_dataset", lambda *_: dataset)

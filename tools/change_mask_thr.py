@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import ValidationError
+
 from cim.cli import add_config_args, parser, run
 from cim.config import Config, ExportConfig, load_config
+from cim.errors import CimError
 
 SWEEP = tuple(k / 20 for k in range(20))  # 0, 0.05, ..., 0.95
 
@@ -68,19 +71,23 @@ def main(argv: list[str] | None = None) -> None:
 
 def _options(args: argparse.Namespace, config: Config) -> ExportConfig:
     given = {name: getattr(args, name, None) for name in ExportConfig.model_fields}
-    return config.export.model_copy(update={name: value for name, value in given.items() if value is not None})
+    values = config.export.model_dump() | {name: value for name, value in given.items() if value is not None}
+    try:
+        return ExportConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "--" + str(first["loc"][0]).replace("threshold_kind", "kind").replace("_", "-")
+        raise CimError(f"bad {name}", expected=first["msg"], found=first["input"]) from None
 
 
 def _refuse_nothing(chosen: dict[str, Any], content: dict[str, Any], options: ExportConfig) -> None:
-    from cim.errors import CimError
-
     if not chosen["annotations"]:
         best = max(line["score"] for line in content["annotations"])
         raise CimError(
             "no instance is left",
             expected=f"scores from {options.threshold:g} ({options.threshold_kind})",
             found=f"best score {best:.3f}",
-            fix="--threshold lower, or --keep-best-per-tag; --sweep shows what each keeps",
+            fix="--threshold or --min-area lower, or --keep-best-per-tag; --sweep shows what each keeps",
         )
 
 

@@ -27,6 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
     target.add_argument("--output", type=Path, default=Path("predictions"), help="folder (default: predictions)")
     target.add_argument("--score-threshold", type=float, default=0.3, help="default: 0.3")
     target.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    target.add_argument("--weights", type=Path, help="ImageNet weights for the proposals, if they have moved since")
     target.add_argument("--no-overlays", action="store_true", help="only predictions.json")
     return target
 
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     """2 when some photos could not be read; the others are done."""
     args = get_parser().parse_args(argv)
     photos = _photos(args.photos)
-    model = load_model(args.checkpoint, args.device)
+    model = load_model(args.checkpoint, args.device, args.weights)
     images, annotations, failed = [], [], []
     for number, path in enumerate(tqdm(photos, desc="photos", unit="photo"), 1):
         try:

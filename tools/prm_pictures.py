@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cim.album import file_stems
 from cim.build import build_dataset
 from cim.cli import add_config_args, parser, run
 from cim.config import load_config
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         records = tuple(names[name] for name in args.photos)
     output = args.output or layout.pictures / "prm"
     options = AssignOptions(config.assign.mean_mask_threshold, config.assign.iou)
+    stems = file_stems({record.image_id: record.path for record in dataset})
     for record in tqdm(records, unit="image"):
         regions = source.load(record.image_id) if source is not None and source.has(record.image_id) else None
         picture = explain_photo(
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
             peak_threshold=config.assign.peak_threshold,
             options=options,
         )
-        save_picture(output / f"{record.path.stem}.png", picture)
+        save_picture(output / f"{stems[record.image_id]}.png", picture)
     print(f"{len(records)} pictures in {output}")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
+from cim.build import resolve_device
 from cim.cli import parser, run
+from cim.coco_results import load_ground_truth
 from cim.config import load_config, override, save_config
 from cim.errors import CimError
 from cim.export import chosen_path, label_path
-from cim.flow import Stage, preparation, pseudo_labels, run_stages, stage
+from cim.flow import TOOLS, Stage, preparation, pseudo_labels, run_stages, stage
 
 BUDGETS = {  # changes to the light schedule
     "quick": {"train.updates": 500, "train.step": [360]},  # and no Mask R-CNN: a short one is worse than its labels
@@ -46,24 +49,33 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     config = write_config(args)
     masks, refined = bool(args.val_masks), not args.no_refine and args.budget != "quick"
-    stages = preparation(config, bool(args.val)) + training(config, masks) + pseudo_labels(config)
+    stages = preparation(config, masks) + training(config, masks) + pseudo_labels(config)
     stages += [stage("Mask R-CNN", "train_mask_rcnn.py", config, *([] if masks else ["--no-evaluation"]))] * refined
-    run_stages(stages + presentation(config, masks), args.output, config.read_text(encoding="utf-8"))
+    inputs = config.read_text(encoding="utf-8") + state_of(args)
+    run_stages(stages + presentation(config, masks), args.output, inputs)
     best = args.output / ("mask_rcnn" if refined else "train") / "final.pth"
     print(f"\nreport:        {args.output / 'report.html'}")
     print(f"pseudo labels: {args.output / 'pseudo_labels'}, painted: {args.output / 'pictures' / 'pseudo_labels'}")
-    print(f"new photos:    {sys.executable} tools/predict.py PHOTO_OR_FOLDER --checkpoint {best}")
+    predict = [sys.executable, str(TOOLS / "predict.py"), "PHOTO_OR_FOLDER", "--checkpoint", str(best)]
+    print(f"new photos:    {shlex.join(predict)}")
 
 
 def write_config(args: argparse.Namespace) -> Path:
     """RUN/config.yaml with everything resolved.
 
     Raises:
-        CimError: photos or tags are not there.
+        CimError: files that are not there or cannot be used, or options that do not go together.
     """
     for path in (args.images, args.tags, args.val, args.val_tags, args.val_masks, args.weights):
         if path is not None and not path.exists():
             raise CimError("no such file or folder", path=path)
+    if args.val is None and (args.val_tags or args.val_masks):
+        raise CimError("no photos to evaluate on", expected="--val FOLDER beside --val-tags or --val-masks")
+    if any(setting.startswith("work_dir=") for setting in args.set):
+        raise CimError("the run folder is --output", fix="leave work_dir out of --set")
+    resolve_device(args.device)
+    if args.val_masks:
+        load_ground_truth(args.val_masks)  # a damaged file is told now, not after training
     data = {
         "dataset": "folder",
         "train_split": "train",
@@ -77,12 +89,21 @@ def write_config(args: argparse.Namespace) -> Path:
     settings = {f"data.{key}": str(value) for key, value in data.items() if value is not None}
     settings |= {"work_dir": str(args.output), "name": args.output.name, "device": args.device}
     if args.weights:
-        settings |= {f"{section}.weights": str(args.weights) for section in ("proposals", "prm", "model", "refine")}
+        weights = str(args.weights.resolve())  # the networks are used from other folders, too
+        settings |= {f"{section}.weights": weights for section in ("proposals", "prm", "model", "refine")}
     settings |= BUDGETS[args.budget]
     config = load_config(args.config, [*(override(key, value) for key, value in settings.items()), *args.set])
     path = args.output / "config.yaml"
     save_config(config, path)
     return path
+
+
+def state_of(args: argparse.Namespace) -> str:
+    """Photos and tags as they are now: when they change, finished stages look again."""
+    files = [path for path in (args.tags, args.val_tags, args.val_masks) if path]
+    for folder in filter(None, (args.images, args.val)):
+        files += sorted(path for path in folder.rglob("*") if path.is_file())
+    return "".join(f"\n{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 
 def training(config: Path, masks: bool) -> list[Stage]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,6 +53,12 @@ class Dataset:
 
     def __getitem__(self, index: int) -> Record:
         return self.records[index]
+
+    @cached_property
+    def digest(self) -> str:
+        """Of ids, sizes and tags: what a network trained on this data set depends on, apart from pixels."""
+        listed = sorted((str(record.image_id), record.size, record.tags) for record in self.records)
+        return hashlib.sha256(json.dumps([self.classes, listed]).encode()).hexdigest()[:16]
 
     @cached_property
     def by_id(self) -> dict[int | str, Record]:

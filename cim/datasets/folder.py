@@ -120,7 +120,10 @@ def _training_listing(images: Path, tags: str | Path | None) -> Listing:
         return _from_tags(images, Path(tags))
     if not _has_class_folders(images):
         raise CimError(
-            "no tags for these photos", path=images, expected="one sub-folder per class", fix="set data.tags"
+            "no tags for these photos",
+            path=images,
+            expected="one sub-folder per class",
+            fix="name a tags.csv (data.tags; run_folder.sh: --tags)",
         )
     return _class_folders(images)
 
@@ -244,7 +247,7 @@ def _id_lookup(
         raise CimError(
             f"{len(strangers)} annotated images are not among the tagged photos, e.g. '{min(strangers)}'",
             path=truth.path,
-            fix=f"add them to {listing.source}",
+            fix=f"add them to {listing.source}, or match the names (capitals count)",
         )
 
     def find(photo: _Tagged) -> tuple[int | str, tuple[int, int] | None]:

@@ -37,8 +37,11 @@ class PhotoFinder:
                 "photo outside the images folder", path=where, found=name, expected=f"a name below {self.root}"
             )
         exact = self.root / relative
-        if exact.is_file():
-            return exact
+        try:
+            if exact.is_file():
+                return exact
+        except OSError as error:  # a name longer than the file system takes
+            raise CimError("no such photo", path=where, found=f"{name[:60]}... ({error.strerror})") from None
         found = self._alike(relative)
         if len(found) > 1:
             raise CimError(

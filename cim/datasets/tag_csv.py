@@ -20,7 +20,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)
             header = [column.strip() for column in rows.fieldnames or ()]
             rows.fieldnames = header
             for column in COLUMNS:
@@ -35,6 +35,8 @@ def csv_rows(path: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
                         path=f"{path}, line {rows.line_num}",
                         fix='put several labels in quotes: a.jpg,"cat,dog"',
                     )
+                if any("\n" in (row[column] or "") for column in COLUMNS):
+                    raise CimError("a quote that is not closed", path=f"{path}, line {rows.line_num} or before")
                 labels = tuple(sorted(set(filter(None, re.split(r"[\s;,]+", row["labels"] or "")))))
                 yield rows.line_num, (row["image"] or "").strip(), labels
     except (UnicodeDecodeError, csv.Error) as error:

@@ -46,6 +46,12 @@ class _Pair(NamedTuple):
     category_id: Any
 
 
+_KINDS = {
+    "images": {"id": (int, str), "file_name": str, "height": (int, type(None)), "width": (int, type(None))},
+    "categories": {"id": int, "name": str},
+}
+
+
 def read_tag_file(path: str | Path, fix: str | None = None) -> TagFile:
     """Read the image list, the categories and the tags of a COCO json.
 
@@ -103,6 +109,11 @@ def _load(path: Path, fix: str | None) -> dict[str, Any]:
             lacking = [name for name in needed if not isinstance(entry, dict) or name not in entry]
             if lacking:
                 raise CimError(f"entry of '{key}' without '{lacking[0]}'", path=path, found=str(entry)[:80])
+            wrong = [name for name, kind in _KINDS[key].items() if not isinstance(entry.get(name), kind)]
+            if wrong:
+                raise CimError(f"entry of '{key}' with a strange '{wrong[0]}'", path=path, found=str(entry)[:80])
+    if not isinstance(content.get("annotations", []), list):
+        raise CimError("not a COCO json", path=path, expected="a list 'annotations', or none")
     return content
 
 

@@ -62,7 +62,7 @@ def cob_files(folder: str | Path) -> dict[int | str, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CimError("no folder of COB files", path=folder, fix="download COB's proposals or pass --mat-dir")
+        raise CimError("no folder of COB files", path=folder, fix="download COB's proposals or name their folder")
     files: dict[int | str, Path] = {}
     for path in sorted(folder.glob("*.mat")):
         image_id = image_id_of(path.stem)
@@ -72,7 +72,7 @@ def cob_files(folder: str | Path) -> dict[int | str, Path]:
             )
         files[image_id] = path
     if not files:
-        raise CimError("no .mat file here", path=folder, fix="download COB's proposals or pass --mat-dir")
+        raise CimError("no .mat file here", path=folder, fix="download COB's proposals or name their folder")
     return files
 
 

@@ -48,7 +48,7 @@ class TrunkFeatures:
         except CimError as error:
             if weights is not None:
                 raise
-            fix = "connect to the internet, or --set proposals.weights=FILE or proposals.deep_features=false"
+            fix = "connect to the internet, give proposals.weights (--weights), or set proposals.deep_features=false"
             raise CimError(error.message, found=error.found, fix=fix) from error
         self._maps: dict[str, torch.Tensor] = {}
         layers = dict(self._trunk.body.named_modules())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     settings, records, output = _task(args)
     device = str(resolve_device(args.device))
     build_proposer(settings, device)  # a missing package, checkpoint or weights file stops here, not in a worker
+    if args.export_mat is not None:
+        _refuse_shared_names(records)
     store = Store.create(output, "regions", provenance(settings), args.overwrite)
     stage = ProposalStage(store, settings, device, args.export_mat, args.mat_layout)
     waiting = [record for record in records if not stage.done(record)]
@@ -65,6 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     code = report.exit_code()
     print(f"{len(records) - len(report.failed)} of {len(records)} photos have proposals: {output}")
     return code
+
+
+def _refuse_shared_names(records: list[Record]) -> None:
+    stems = Counter(record.path.stem for record in records)
+    twice = next((stem for stem, count in stems.items() if count > 1), None)
+    if twice is not None:
+        raise CimError(f"two photos would share one .mat file: {twice}", fix="give photos unique names")
 
 
 def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path]:
