@@ -170,6 +170,8 @@ def test_mask_formats_of_ground_truth_agree():
     ("change", "message"),
     [
         ({"image_id": "elsewhere"}, "1 with unknown image"),
+        ({"image_id": [1]}, "1 with unknown image"),
+        ({"category_id": {}}, "1 with unknown category"),
         ({"category_id": 99}, "1 with unknown category"),
         ({"score": float("nan")}, "1 with a score that is no number"),
         ({"score": None}, "1 with a score that is no number"),

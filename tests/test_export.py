@@ -16,7 +16,17 @@ from cim.config import ExportConfig, load_config
 from cim.datasets.voc import open_voc
 from cim.detections import Selection, select_dataset
 from cim.errors import CimError
-from cim.export import as_results, choose, chosen_path, image_root, label_path, of_the_tags, uncompressed, write_labels
+from cim.export import (
+    annotation,
+    as_results,
+    choose,
+    chosen_path,
+    image_root,
+    label_path,
+    of_the_tags,
+    uncompressed,
+    write_labels,
+)
 from cim.labels import read_labels, sweep, validate_labels
 from cim.layout import Layout
 from cim.proposals.cob import read_cob
@@ -211,6 +221,12 @@ def spoil(content: dict, how: str) -> object:
         first["segmentation"] = [[1, 2]]
     elif how == "key":
         del first["segmentation"]
+    elif how == "height":
+        content["images"][0]["height"] = -3
+    elif how == "score":
+        first["score"] = "high"
+    elif how == "name":
+        content["images"][0]["file_name"] = 5
     return content
 
 
@@ -226,6 +242,9 @@ def spoil(content: dict, how: str) -> object:
         ("runs", "damaged mask"),
         ("polygon", "damaged mask"),
         ("key", "segmentation"),
+        ("height", "without height or width"),
+        ("score", "score 'high'"),
+        ("name", "file_name that is no text"),
     ],
 )
 def test_bad_labels(tmp_path, content, how, told):
@@ -291,6 +310,18 @@ def test_nothing_left_is_an_error(labelled, capsys):
     assert small_run.run_tool("change_mask_thr", path, "--threshold", 1) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "no instance is left" in error and "best score" in error
+
+
+@pytest.mark.parametrize("options", [["--threshold", "nan"], ["--kind", "quantile", "--threshold", "1.5"]])
+def test_choices_out_of_range(labelled, options, capsys):
+    assert small_run.run_tool("change_mask_thr", labelled[0], *options) == 2
+    assert "error: bad --threshold" in capsys.readouterr().err
+
+
+def test_a_mask_of_another_size_is_no_label():
+    line = {"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": {"size": [4, 5], "counts": "d0"}}
+    with pytest.raises(CimError, match="another size"):
+        annotation(line, 1, 1, (40, 50), "compressed")
 
 
 def test_labels_not_made_yet(tmp_path, capsys):
