@@ -15,12 +15,12 @@ from itertools import product
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cim.cli import parser, run
-from cim.coco_results import load_ground_truth, read_results
-from cim.diagnosis import diagnose
-from cim.evaluation import evaluate_coco, evaluate_voc
-from cim.regions import RegionSet
-from cim.selection import box_iou_published, select_index
+from cim.cli.common import parser, run
+from cim.core.regions import RegionSet
+from cim.evaluation.coco_results import load_ground_truth, read_results
+from cim.evaluation.diagnosis import diagnose
+from cim.evaluation.metrics import evaluate_coco, evaluate_voc
+from cim.inference.selection import box_iou_published, select_index
 
 SIZE = (120, 160)
 
@@ -82,13 +82,13 @@ def loop_nms(regions: RegionSet, scores: np.ndarray, nms: str) -> list[tuple[int
     """One class and one pair after the other; overlaps are given, as they are to the other."""
     iou = (box_iou_published(regions.boxes, regions.size) if nms == "box" else regions.iou()).tolist()
     kept = []
-    for klass in range(scores.shape[1]):
-        column = scores[:, klass].tolist()
+    for class_id in range(scores.shape[1]):
+        column = scores[:, class_id].tolist()
         alive: list[int] = []
         for i in sorted((i for i in range(len(column)) if column[i] > 1e-5), key=lambda i: -column[i]):
             if all(iou[i][j] <= 0.3 for j in alive):
                 alive.append(i)
-        kept += [(i, klass) for i in alive]
+        kept += [(i, class_id) for i in alive]
     return sorted(kept, key=lambda pair: -scores[pair])[:100]
 
 

@@ -19,15 +19,15 @@ import cv2
 import numpy as np
 import torch
 
-from cim.build import build_model, resolve_device
-from cim.cli import parser, run
-from cim.config import Config
+from cim.cli.common import parser, run
+from cim.config.build import build_model, resolve_device
+from cim.config.schema import Config
+from cim.core.regions import RegionSet
 from cim.datasets.base import Record
-from cim.inference import mirrored, prepare_passes, score_passes
+from cim.inference.scores import mirrored, prepare_passes, score_passes
+from cim.inference.selection import select
 from cim.models.mask_fuse import MaskFuse
 from cim.models.roi_align import roi_align
-from cim.regions import RegionSet
-from cim.selection import select
 
 SIZE = (375, 500)
 PARTS = ("read and resize", "trunk", "RoIAlign", "head", "predict")

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from cim.cli import run
-from cim.mining import CIMMiner
-from cim.regions import Overlaps, overlaps
+from cim.cli.common import run
+from cim.core.regions import Overlaps, overlaps
+from cim.mining.miners import CIMMiner
 
 CLASSES, PRESENT = 20, 2
 
@@ -38,7 +38,7 @@ def scene(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def loop_mine(s, d, tags, iou, containment, branch):
     """The same steps, one Python step per proposal, as one would write them first.
 
-    Takes NumPy arrays or torch tensors; gives klass, integrity and weight as lists.
+    Takes NumPy arrays or torch tensors; gives class_ids, integrity and weight as lists.
     """
     count, t_cls, t_iou = len(iou), 0.25 + 0.1 * branch, 0.5 + 0.1 * branch
     big = [bool((containment[i] > 0.85).sum() >= 0.9 * count) for i in range(count)]
@@ -57,15 +57,15 @@ def loop_mine(s, d, tags, iou, containment, branch):
                     owner[i] = c
     truths = sorted((c, i) for i, c in owner.items())
     at = [i for _, i in truths]
-    klass, integrity, weight = [-1] * count, [0.0] * count, [0.0] * count
+    class_ids, integrity, weight = [-1] * count, [0.0] * count, [0.0] * count
     for i in range(count):
         best = int(iou[i, at].argmax())
         c, g = truths[best]
         overlap = iou[i, g]
         if overlap > 0:
-            klass[i] = c + 1 if overlap >= t_cls else 0
+            class_ids[i] = c + 1 if overlap >= t_cls else 0
             integrity[i], weight[i] = float(overlap > t_iou), float(s[g, c] * d[g, c])
-    return klass, integrity, weight
+    return class_ids, integrity, weight
 
 
 def median_ms(call: Callable[[], object], repeats: int, wait: Callable[[], object] = lambda: None) -> float:
@@ -92,8 +92,8 @@ def measure(count: int, device: str, repeats: int) -> str:
     for k in range(3):
         ours = exact(s, d, tags, over, k)
         seeds += int(ours.seeds)
-        for klass, integrity, weight in (loop_mine(s, d, tags, *over, k), loop_mine(*arrays[:3], *arrays[3], k)):
-            assert ours.klass.tolist() == klass and ours.integrity.tolist() == integrity
+        for class_ids, integrity, weight in (loop_mine(s, d, tags, *over, k), loop_mine(*arrays[:3], *arrays[3], k)):
+            assert ours.class_ids.tolist() == class_ids and ours.integrity.tolist() == integrity
             assert np.allclose(ours.weight.cpu(), weight)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     fast = median_ms(lambda: [full(s, d, tags, over, k, generator) for k in range(3)], repeats, wait)

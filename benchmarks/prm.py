@@ -15,11 +15,11 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cim.assign import assign_from_peaks
-from cim.cli import parser, run
-from cim.peak_response import peak_responses
-from cim.prm import Peaks, ResponseNet, build_response_net
-from cim.regions import RegionSet
+from cim.cli.common import parser, run
+from cim.core.regions import RegionSet
+from cim.prm.assign import assign_from_peaks
+from cim.prm.network import Peaks, ResponseNet, build_response_net
+from cim.prm.peak_response import peak_responses
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -129,7 +129,7 @@ def labels(count: int, repeats: int) -> None:
         np.array([[0, 30, 30], [0, 80, 90], [1, 60, 50], [1, 20, 95]]), np.float32([12, 30, 25, 11]), (112, 112)
     )
     slow, ours = pixel_labels(masks, peaks), assign_from_peaks(regions, peaks)
-    np.testing.assert_array_equal(ours.klass, slow[0])
+    np.testing.assert_array_equal(ours.class_ids, slow[0])
     np.testing.assert_array_equal(ours.cluster, slow[1])
     with TemporaryDirectory() as folder:
         path = Path(folder) / "regions.npz"
@@ -166,7 +166,7 @@ def hierarchy_masks(count: int, size: tuple[int, int] = (375, 500), cells: int =
 def pixel_labels(masks: np.ndarray, peaks: Peaks) -> tuple[np.ndarray, np.ndarray]:
     """METHOD section 3 on pictures, peak by peak and proposal by proposal."""
     _, height, width = masks.shape
-    klass, cluster = np.full(len(masks), -1), np.zeros(len(masks), int)
+    class_ids, cluster = np.full(len(masks), -1), np.zeros(len(masks), int)
     candidates = np.zeros(len(masks), bool)
     for number, peak in enumerate(np.argsort(peaks.values, kind="stable"), 1):
         label, row, column = peaks.index[peak]
@@ -178,12 +178,12 @@ def pixel_labels(masks: np.ndarray, peaks: Peaks) -> tuple[np.ndarray, np.ndarra
             shared = np.logical_and(mask, stand_in).sum()
             overlap = shared / max(np.logical_or(mask, stand_in).sum(), 1)
             if overlap > 0.5:
-                klass[i], cluster[i] = label + 1, number
+                class_ids[i], cluster[i] = label + 1, number
             elif overlap > 0:
                 candidates[i] = True
-    background = candidates & (klass == -1)
-    klass[background], cluster[background] = 0, len(peaks) + 1
-    return klass, cluster
+    background = candidates & (class_ids == -1)
+    class_ids[background], cluster[background] = 0, len(peaks) + 1
+    return class_ids, cluster
 
 
 if __name__ == "__main__":

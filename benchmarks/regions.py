@@ -20,9 +20,9 @@ from pycocotools import mask as coco_mask
 from scipy.io import savemat
 from scipy.spatial import cKDTree
 
-from cim.cli import parser, run
+from cim.cli.common import parser, run
+from cim.core.regions import RegionSet, load_members, overlaps
 from cim.proposals.cob import read_cob
-from cim.regions import RegionSet, load_members, overlaps
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (375, 500)

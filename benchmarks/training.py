@@ -20,22 +20,23 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from cim.build import build_criterion, build_model, resolve_device
-from cim.cli import run
-from cim.config import Config, load_config
+from cim.cli.common import run
+from cim.config.build import build_criterion, build_model, resolve_device
+from cim.config.loading import load_config
+from cim.config.schema import Config
+from cim.core.regions import RegionSet
+from cim.core.types import Sample
 from cim.datasets.base import Dataset, Record
-from cim.engine import FitOptions, Schedule, fit
-from cim.feed import stream
+from cim.engine.fit import FitOptions, Schedule, fit
+from cim.engine.loader import stream
+from cim.engine.run_logger import memory_mb, read_log
 from cim.models.cim_net import param_groups
 from cim.models.mask_fuse import MaskFuse
 from cim.models.roi_align import roi_align
-from cim.published import open_regions
-from cim.regions import RegionSet
-from cim.runlog import memory_mb, read_log
-from cim.samples import overlaps_of
-from cim.store import Store
-from cim.training import CIMSource, CIMStep
-from cim.types import Sample
+from cim.storage.published import open_regions
+from cim.storage.store import Store
+from cim.training.samples import overlaps_of
+from cim.training.train import CIMSource, CIMStep
 
 CLASSES, SIZE, PHOTOS = 20, (375, 500), 20
 

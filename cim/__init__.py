@@ -2,25 +2,40 @@
 
 Three lines for a new photo::
 
-    model = cim.load_model("runs/resnet50_voc/train/final.pth")
+    model = cim.load_model("runs/resnet50_voc")
     result = model.predict("photo.jpg")
     result.masks, result.boxes, result.labels, result.scores
+
+The rooms, in the order of the flow, are described in docs/DESIGN.md. What is named here is loaded when it is first
+used: importing ``cim`` alone opens no library.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from cim.core.errors import CimError
+    from cim.core.regions import RegionSet
+    from cim.prediction.predict import Prediction, load_model
 
-    from cim.predict import Predictor
+__version__ = "0.2.0"
+__all__ = ["CimError", "Prediction", "RegionSet", "__version__", "load_model"]
 
-__all__ = ["load_model"]
+_HOMES = {
+    "CimError": "cim.core.errors",
+    "Prediction": "cim.prediction.predict",
+    "RegionSet": "cim.core.regions",
+    "load_model": "cim.prediction.predict",
+}
 
 
-def load_model(path: str | Path, device: str = "auto", weights: str | Path | None = None) -> Predictor:
-    """A trained network, ready to predict; see :func:`cim.predict.load_model`."""
-    from cim import predict  # torch is slow to import, and most of the package does without
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cim' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
-    return predict.load_model(path, device, weights)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,8 +13,8 @@ if [[ $# -gt 0 && $1 != --* ]]; then checkpoint=(--checkpoint "$1"); shift; fi
 launch=(python)
 if [[ ${GPUS:-1} -gt 1 ]]; then launch=(torchrun --standalone --nproc_per_node "$GPUS"); fi
 split="$(PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" python -c 'import sys
-from cim.cli import parser, add_config_args, run
-from cim.config import load_config
+from cim.cli.common import parser, add_config_args, run
+from cim.config.schema import load_config
 p = parser("", "")
 add_config_args(p)
 a = p.parse_args(sys.argv[1:])

@@ -64,7 +64,7 @@ def slow_clusters(weight, iou, graph_iou=0.4, most=5):
 def slow_spread(truths, iou, t_cls, t_iou, background=0.0):
     """Step 6 from (proposal, class, weight) of the pseudo ground truths."""
     n = len(iou)
-    klass, integrity, weight = np.full(n, -1), np.zeros(n), np.zeros(n)
+    class_ids, integrity, weight = np.full(n, -1), np.zeros(n), np.zeros(n)
     for i in range(n):
         best = None
         for g, c, w in truths:
@@ -73,10 +73,10 @@ def slow_spread(truths, iou, t_cls, t_iou, background=0.0):
         overlap, c, w = best
         if overlap == 0 or overlap < background:
             continue
-        klass[i] = c if overlap >= t_cls else 0
+        class_ids[i] = c if overlap >= t_cls else 0
         integrity[i] = overlap > t_iou
         weight[i] = w
-    return klass, integrity, weight
+    return class_ids, integrity, weight
 
 
 def slow_mine(
@@ -92,7 +92,7 @@ def slow_mine(
     cluster_seeds=False,
     background=0.0,
 ):
-    """(klass, integrity, weight, mined) of CIM (without sampling) or MIST; None when nothing is mined."""
+    """(class_ids, integrity, weight, mined) of CIM (without sampling) or MIST; None when nothing is mined."""
     t_cls, t_iou = 0.25 + 0.1 * branch, 0.5 + 0.1 * branch
     w = s * d
     big = slow_big(containment) if method == "cim" else None
@@ -113,9 +113,9 @@ def slow_mine(
     if not owner:
         return None
     truths = sorted(((i, c + 1, w[i, c]) for i, c in owner.items()), key=lambda t: (t[1], t[0]))
-    klass, integrity, weight = slow_spread(truths, iou, t_cls, t_iou, background)
+    class_ids, integrity, weight = slow_spread(truths, iou, t_cls, t_iou, background)
     if big_as_background:
-        klass[big], integrity[big] = 0, 0
+        class_ids[big], integrity[big] = 0, 0
     mined = np.zeros(len(iou), bool)
     mined[list(owner)] = True
-    return klass, integrity, weight, mined
+    return class_ids, integrity, weight, mined

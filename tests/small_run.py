@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import cv2
@@ -11,27 +10,18 @@ import torch
 import yaml
 from pycocotools import mask as coco_mask
 
-from cim import cli
-from cim.build import build_dataset, build_model
-from cim.checkpoint import save_checkpoint
-from cim.coco_results import load_ground_truth
-from cim.config import Config, load_config
-from cim.files import write_json
-from cim.layout import Layout
-from cim.regions import RegionSet
-from cim.store import Store
+from cim.config.build import build_dataset, build_model
+from cim.config.loading import load_config
+from cim.config.run_paths import RunPaths
+from cim.config.schema import Config
+from cim.core.files import write_json
+from cim.core.regions import RegionSet
+from cim.engine.checkpoints import save_checkpoint
+from cim.evaluation.coco_results import load_ground_truth
+from cim.storage.store import Store
 
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
 SIZE = (48, 64)
 CLASSES = ("disc", "box")
-
-
-def run_tool(name: str, *argv: object) -> int:
-    """Exit code of tools/<name>.py with these arguments, in this process."""
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return cli.run(lambda: module.main([str(argument) for argument in argv]))
 
 
 def draw(folder: Path, count: int) -> Path:
@@ -41,13 +31,13 @@ def draw(folder: Path, count: int) -> Path:
     images, annotations = [], []
     for number in range(count):
         photo = rng.integers(0, 60, (*SIZE, 3)).astype(np.uint8)
-        klass, x, y = number % 2, int(rng.integers(14, 50)), int(rng.integers(14, 34))
+        class_id, x, y = number % 2, int(rng.integers(14, 50)), int(rng.integers(14, 34))
         mask = np.zeros(SIZE, np.uint8)
-        if klass == 0:
+        if class_id == 0:
             cv2.circle(mask, (x, y), 10, 1, -1)
         else:
             mask[y - 8 : y + 8, x - 10 : x + 10] = 1
-        photo[mask > 0] = (220, 40, 40) if klass == 0 else (40, 220, 40)
+        photo[mask > 0] = (220, 40, 40) if class_id == 0 else (40, 220, 40)
         cv2.imwrite(str(folder / "photos" / f"{number:03d}.png"), photo[:, :, ::-1])
         images.append({"id": number + 1, "file_name": f"{number:03d}.png", "height": SIZE[0], "width": SIZE[1]})
         rle = RegionSet.from_masks(mask[None]).rles()[0]
@@ -56,7 +46,7 @@ def draw(folder: Path, count: int) -> Path:
             {
                 "id": number + 1,
                 "image_id": number + 1,
-                "category_id": klass + 1,
+                "category_id": class_id + 1,
                 "segmentation": rle,
                 "area": int(mask.sum()),
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
@@ -92,8 +82,8 @@ def small_config(folder: Path, count: int = 4) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))
     config = load_config(path)
-    save_network(config, Layout(config).checkpoint)
-    store = Store.create(Layout(config).proposals("val"), "regions", {})
+    save_network(config, RunPaths(config).checkpoint)
+    store = Store.create(RunPaths(config).proposals("val"), "regions", {})
     for record in build_dataset(config.data, "val"):
         store.save_regions(record.image_id, proposals(truth, int(record.image_id)))
     return path

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cim.assign import assign_from_peaks, assign_from_points, read_points
-from cim.errors import CimError
-from cim.photo import photo_size
-from cim.prm import Peaks
+from cim.core.errors import CimError
+from cim.core.photo import photo_size
+from cim.core.regions import RegionSet
+from cim.prm.assign import assign_from_peaks, assign_from_points, read_points
+from cim.prm.network import Peaks
 from cim.proposals.cob import read_cob
-from cim.published import mat_from_clusters
-from cim.regions import RegionSet
+from cim.storage.published import mat_from_clusters
 
 
 @pytest.mark.parametrize("name", ["2007_000100", "2007_000104"])
@@ -28,7 +28,7 @@ def test_points_equal_the_published_program(reference, name):
 
 def slow_assign(masks, places, threshold, iou):
     """Section 3, place by place and mask by mask; places are (class from 1, row, column)."""
-    klass, cluster = [-1] * len(masks), [0] * len(masks)
+    class_ids, cluster = [-1] * len(masks), [0] * len(masks)
     candidates = set()
     for number, (label, row, column) in enumerate(places, 1):
         covering = [mask for mask in masks if mask[row, column]]
@@ -38,13 +38,13 @@ def slow_assign(masks, places, threshold, iou):
         for i, mask in enumerate(masks):
             overlap = (mask & stand_in).sum() / max((mask | stand_in).sum(), 1)
             if overlap > iou:
-                klass[i], cluster[i] = label, number
+                class_ids[i], cluster[i] = label, number
             elif overlap > 0:
                 candidates.add(i)
     for i in candidates:
-        if klass[i] == -1:
-            klass[i], cluster[i] = 0, len(places) + 1
-    return klass, cluster
+        if class_ids[i] == -1:
+            class_ids[i], cluster[i] = 0, len(places) + 1
+    return class_ids, cluster
 
 
 def nested_masks(rng, count, height, width):
@@ -71,8 +71,8 @@ def test_peaks_equal_the_slow_version(seed, count, peaks, threshold, side):
     )
     order = sorted(range(peaks), key=lambda j: values[j])
     places = [(index[j, 0] + 1, int(index[j, 1] * height / side), int(index[j, 2] * width / side)) for j in order]
-    klass, cluster = slow_assign(masks, places, threshold, 0.5)
-    assert found.klass.tolist() == klass
+    class_ids, cluster = slow_assign(masks, places, threshold, 0.5)
+    assert found.class_ids.tolist() == class_ids
     assert found.cluster.tolist() == cluster
 
 
@@ -86,13 +86,13 @@ def regions_of(*boxes, size=(10, 20)) -> RegionSet:
 def test_a_share_of_exactly_the_threshold_is_outside():
     regions = regions_of(*[(0, 0, 10, 10)] * 7, *[(0, 0, 10, 2)] * 3)  # 7 of 10 hold the right part
     labels = assign_from_points(regions, np.array([[0.0, 0.0, 0]]), mean_mask_threshold=0.7)
-    assert labels.klass.tolist() == [0] * 7 + [1] * 3
+    assert labels.class_ids.tolist() == [0] * 7 + [1] * 3
 
 
 def test_an_iou_of_exactly_one_half_is_background():
     regions = regions_of((0, 0, 10, 4), (0, 0, 10, 8))
     labels = assign_from_points(regions, np.array([[0.0, 0.0, 1]]), mean_mask_threshold=0.5)
-    assert labels.klass.tolist() == [2, 0]
+    assert labels.class_ids.tolist() == [2, 0]
     assert labels.cluster.tolist() == [1, 2]
 
 
@@ -100,7 +100,7 @@ def test_the_stronger_peak_wins_and_the_weaker_keeps_its_number():
     regions = regions_of((0, 0, 10, 10), (0, 12, 10, 20))
     peaks = Peaks(np.array([[0, 5, 2], [1, 5, 4]]), np.float32([9, 30]), (10, 20))
     labels = assign_from_peaks(regions, peaks)
-    assert labels.klass.tolist() == [2, -1]
+    assert labels.class_ids.tolist() == [2, -1]
     assert labels.cluster.tolist() == [2, 0]
 
 
@@ -108,14 +108,14 @@ def test_a_peak_that_no_proposal_covers_labels_nothing():
     regions = regions_of((0, 0, 10, 5), (0, 15, 10, 20))
     peaks = Peaks(np.array([[0, 5, 10], [0, 5, 16]]), np.float32([1, 2]), (10, 20))
     labels = assign_from_peaks(regions, peaks)
-    assert labels.klass.tolist() == [-1, 1]
+    assert labels.class_ids.tolist() == [-1, 1]
     assert labels.cluster.tolist() == [0, 2]
 
 
 def test_no_peaks_and_no_proposals():
     none = Peaks(np.zeros((0, 3), np.int64), np.zeros(0, np.float32), (4, 4))
     labels = assign_from_peaks(regions_of((0, 0, 2, 2)), none)
-    assert labels.klass.tolist() == [-1]
+    assert labels.class_ids.tolist() == [-1]
     assert labels.cluster.tolist() == [0]
     one = Peaks(np.array([[0, 1, 1]]), np.float32([1]), (4, 4))
     assert len(assign_from_peaks(RegionSet.from_masks(np.zeros((0, 4, 4), bool)), one)) == 0

@@ -6,14 +6,15 @@ import json
 
 import numpy as np
 import pytest
-from small_run import run_tool, save_network, small_config
+from doors import run_tool
+from small_run import save_network, small_config
 
-from cim.averaging import average_scores
-from cim.build import build_dataset
-from cim.config import load_config
-from cim.errors import CimError
-from cim.layout import Layout
-from cim.store import Store
+from cim.config.build import build_dataset
+from cim.config.loading import load_config
+from cim.config.run_paths import RunPaths
+from cim.core.errors import CimError
+from cim.inference.averaging import average_scores
+from cim.storage.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +22,10 @@ def runs(tmp_path_factory):
     """Config file and two run folders that scored the same proposals with different networks."""
     path = small_config(tmp_path_factory.mktemp("mean"))
     config = load_config(path)
-    first = Layout(config).work_dir
+    first = RunPaths(config).work_dir
     second = first.with_name("second")
-    settings = [f"work_dir={second}", f"data.val_proposals={Layout(config).proposals('val')}"]
-    save_network(config, Layout(load_config(path, settings)).checkpoint, seed=1)
+    settings = [f"work_dir={second}", f"data.val_proposals={RunPaths(config).proposals('val')}"]
+    save_network(config, RunPaths(load_config(path, settings)).checkpoint, seed=1)
     assert run_tool("test", path, "--workers", 1) == 0
     assert run_tool("test", path, "--workers", 1, "--set", *settings) == 0
     return path, first, second
@@ -43,7 +44,7 @@ def test_tool_writes_the_mean_and_its_detections(runs, tmp_path):
     results = tmp_path / "detections" / "val" / "results.json"
     assert json.loads(results.read_text())
     assert run_tool("evaluation", path, "--results", results, "--name", "mean of two") == 0
-    assert "mean of two" in json.loads(Layout(load_config(path)).metrics.read_text())["rows"]
+    assert "mean of two" in json.loads(RunPaths(load_config(path)).metrics.read_text())["rows"]
 
 
 def test_labels_from_mean_scores(runs, tmp_path):

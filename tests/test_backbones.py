@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 
-from cim.errors import CimError
+from cim.core.errors import CimError
 from cim.models.backbones import TRUNKS, Backbone, build_backbone
 from cim.models.weights import load_trunk, read_weights
 

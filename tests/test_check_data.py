@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from doors import call_tool
 from PIL import Image
 
-from cim.build import build_dataset
-from cim.checks import Finding, Thoroughness, check_data
-from cim.cli import run
-from cim.config import Config, load_config
-from cim.datasets.demo import make_demo
-from cim.layout import Layout
-from cim.regions import RegionSet
-from cim.store import Store
+from cim.cli.common import run
+from cim.config.build import build_dataset
+from cim.config.checks import Finding, Thoroughness, check_data
+from cim.config.loading import load_config
+from cim.config.run_paths import RunPaths
+from cim.config.schema import Config
+from cim.core.regions import RegionSet
+from cim.datasets.drawn import make_demo
+from cim.storage.store import Store
 
-MAIN = runpy.run_path(str(Path(__file__).resolve().parent.parent / "tools" / "check_data.py"))["main"]
+MAIN = partial(call_tool, "check_data")
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +51,16 @@ def ready(demo, tmp_path) -> Path:
     path = tmp_path / "demo.yaml"
     path.write_text(yaml.safe_dump({"work_dir": str(tmp_path / "run"), "data": data}))
     config = load_config(path)
-    layout = Layout(config)
+    paths = RunPaths(config)
     for split in ("train", "val"):
-        store = Store.create(layout.proposals(split), "regions", {})
+        store = Store.create(paths.proposals(split), "regions", {})
         for record in build_dataset(config.data, split):
             write_regions(store, record.image_id, record.size)
-    clusters = Store.create(layout.first_labels, "clusters", {})
+    clusters = Store.create(paths.first_labels, "clusters", {})
     for record in build_dataset(config.data, "train"):
-        clusters.save(record.image_id, klass=np.array([1, -1]), cluster=np.array([1, 0]))
-    layout.checkpoint.parent.mkdir(parents=True)
-    layout.checkpoint.write_bytes(b"any")
+        clusters.save(record.image_id, class_ids=np.array([1, -1]), cluster=np.array([1, 0]))
+    paths.checkpoint.parent.mkdir(parents=True)
+    paths.checkpoint.write_bytes(b"any")
     return path
 
 
@@ -73,7 +75,7 @@ def blocking(config: Config, **options) -> dict[str, Finding]:
 
 
 def test_everything_there(ready, capsys):
-    assert run(lambda: MAIN([str(ready), "--workers", "1"])) == 0
+    assert run(lambda: MAIN(str(ready), "--workers", "1")) == 0
     told = capsys.readouterr().out
     assert "training: ready" in told
     assert "export: ready" in told
@@ -82,15 +84,17 @@ def test_everything_there(ready, capsys):
 
 def test_fresh_config_lists_the_stages_in_order(ready, tmp_path, capsys):
     shutil.rmtree(tmp_path / "run")
-    assert run(lambda: MAIN([str(ready), "--workers", "1"])) == 2
+    assert run(lambda: MAIN(str(ready), "--workers", "1")) == 2
     told = capsys.readouterr().out
-    commands = [line.split()[1] for line in told.split("to fix, in this order:")[1].splitlines() if line.strip()]
+    commands = [
+        " ".join(line.split()[:2]) for line in told.split("to fix, in this order:")[1].splitlines() if line.strip()
+    ]
     assert commands == [
-        "tools/pre/generate_proposals.py",
-        "tools/train_prm.py",
-        "tools/pre/AGPL_label_assign.py",
-        "tools/pre/generate_proposals.py",
-        "tools/train.py",
+        "cim proposals",
+        "cim prm",
+        "cim labels",
+        "cim proposals",
+        "cim train",
     ]
 
 
@@ -141,37 +145,37 @@ def masks_of_another_size(ready):
 
 
 def one_without_proposals(ready):
-    store = Store.open(Layout(load_config(ready)).proposals("train"), "regions")
+    store = Store.open(RunPaths(load_config(ready)).proposals("train"), "regions")
     store.path("train_0002.jpg").unlink()
 
 
 def damaged_proposals(ready):
-    store = Store.open(Layout(load_config(ready)).proposals("val"), "regions")
+    store = Store.open(RunPaths(load_config(ready)).proposals("val"), "regions")
     next(store.files()).write_bytes(b"PK no more")
 
 
 def proposals_of_another_photo(ready):
-    store = Store.open(Layout(load_config(ready)).proposals("train"), "regions")
+    store = Store.open(RunPaths(load_config(ready)).proposals("train"), "regions")
     write_regions(store, "train_0002.jpg", (7, 7))
 
 
 def foreign_proposals(ready):
-    path = Layout(load_config(ready)).proposals("train") / "manifest.json"
+    path = RunPaths(load_config(ready)).proposals("train") / "manifest.json"
     path.write_text(json.dumps({"format": 1, "kind": "clusters", "provenance": {}}))
 
 
 def labels_of_other_proposals(ready):
-    store = Store.open(Layout(load_config(ready)).first_labels, "clusters")
-    store.save("train_0001.jpg", klass=np.array([1]), cluster=np.array([1]))
+    store = Store.open(RunPaths(load_config(ready)).first_labels, "clusters")
+    store.save("train_0001.jpg", class_ids=np.array([1]), cluster=np.array([1]))
 
 
 def labels_of_other_classes(ready):
-    store = Store.open(Layout(load_config(ready)).first_labels, "clusters")
-    store.save("train_0001.jpg", klass=np.array([6, 0]), cluster=np.array([1, 2]))
+    store = Store.open(RunPaths(load_config(ready)).first_labels, "clusters")
+    store.save("train_0001.jpg", class_ids=np.array([6, 0]), cluster=np.array([1, 2]))
 
 
 def no_checkpoint(ready):
-    Layout(load_config(ready)).checkpoint.unlink()
+    RunPaths(load_config(ready)).checkpoint.unlink()
 
 
 GAPS = [
@@ -225,7 +229,7 @@ def test_published_tree(demo, tmp_path):
     (root / "annotations").mkdir()
     found = blocking(config)
     assert found["tags and list of trainaug"].state == "missing"
-    assert found["tags and list of trainaug"].fix.startswith("python tools/pre/voc_annotations.py")
+    assert found["tags and list of trainaug"].fix.startswith("cim voc")
 
 
 def test_missing_photos_of_the_published_tree_are_counted(demo, tmp_path):
@@ -239,12 +243,12 @@ def test_missing_photos_of_the_published_tree_are_counted(demo, tmp_path):
 
 
 def test_unknown_config_is_told_in_one_line(capsys):
-    assert run(lambda: MAIN(["nowhere.yaml"])) == 2
+    assert run(lambda: MAIN("nowhere.yaml")) == 2
     assert capsys.readouterr().err.count("error: ") == 1
 
 
 def test_the_config_may_be_an_option_and_must_be_given(capsys):
-    from small_run import run_tool
+    from doors import run_tool
 
     assert run_tool("check_data") == 2
     assert capsys.readouterr().err.startswith("error: no config given")

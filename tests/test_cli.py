@@ -8,8 +8,8 @@ import pickle
 
 import pytest
 
-from cim.cli import add_config_args, add_stage_args, parser, run
-from cim.errors import CimError
+from cim.cli.common import add_config_args, add_stage_args, parser, run
+from cim.core.errors import CimError
 
 
 def fail(error: BaseException):

@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from scipy.io import loadmat, savemat
 
-from cim.errors import CimError
+from cim.core.errors import CimError
 from cim.proposals import rle
 from cim.proposals.cob import cob_files, read_cob
 from cim.proposals.rle import RleFile

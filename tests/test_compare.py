@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from small_run import run_tool
+from doors import run_tool
 
-from cim.errors import CimError
-from cim.files import read_json, write_json
-from cim.metrics_file import load_rows, markdown, merge_entries
+from cim.core.errors import CimError
+from cim.core.files import read_json, write_json
+from cim.evaluation.metrics_file import load_rows, markdown, merge_entries
 
 VOC = {"mAP@0.25": 64.94, "mAP@0.50": 51.1, "mAP@0.70": 32.4, "mAP@0.75": 26.1, "subset_multi": {"mAP@0.50": 40.0}}
 COCO = {"AP": 11.9, "AP50": 22.8}
@@ -48,7 +48,7 @@ def test_tool(runs, capsys):
 def test_errors(runs, capsys):
     assert run_tool("compare", str(runs / "nowhere")) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: missing file") and "tools/evaluation.py" in error and "\n" not in error
+    assert error.startswith("error: missing file") and "cim evaluate" in error and "\n" not in error
     write_json(runs / "c" / "metrics.json", {"mAP@0.50": 3})
     with pytest.raises(CimError, match="not a metrics file"):
         load_rows(runs / "c")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cim import config as config_module
-from cim.config import CONFIG_DIR, Config, find_config, load_config, save_config
-from cim.errors import CimError
+from cim.config import loading
+from cim.config.loading import CONFIG_DIR, find_config, load_config, save_config
+from cim.config.schema import Config
+from cim.core.errors import CimError
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_undecodable_file(tmp_path):
 def test_configs_by_name(monkeypatch, write, tmp_path):
     write("configs/voc.yaml", "name: v\n")
     write("configs/_base.yaml", "name: b\n")
-    monkeypatch.setattr(config_module, "CONFIG_DIR", tmp_path / "configs")
+    monkeypatch.setattr(loading, "CONFIG_DIR", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     assert find_config("voc") == find_config("voc.yaml") == tmp_path / "configs" / "voc.yaml"
     with pytest.raises(CimError, match=r"no such config: vok; expected a yaml file or one of voc(;|$)"):

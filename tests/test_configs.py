@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cim.config import CONFIG_DIR, load_config, save_config
-from cim.errors import CimError
-from cim.training import options_of, schedule_of
+from cim.config.loading import CONFIG_DIR, load_config, save_config
+from cim.core.errors import CimError
+from cim.training.train import options_of, schedule_of
 
 CONFIGS = sorted(p for p in CONFIG_DIR.glob("*.yaml") if not p.stem.startswith("_"))
 

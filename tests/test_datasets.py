@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cim.build import build_dataset
-from cim.config import DataConfig
+from cim.config.build import build_dataset
+from cim.config.schema import DataConfig
+from cim.core.errors import CimError
+from cim.core.photo import read_photo
 from cim.datasets.coco import open_coco
+from cim.datasets.coco_json import read_tag_file
 from cim.datasets.folder import open_folder, read_vocabulary
 from cim.datasets.tag_csv import csv_rows
-from cim.datasets.tagfile import read_tag_file
 from cim.datasets.voc import CLASSES, image_id, open_voc
-from cim.errors import CimError
-from cim.photo import read_photo
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -279,7 +279,7 @@ def test_voc_image_id():
 
 
 def test_voc_missing_json_names_the_command(tmp_path):
-    with pytest.raises(CimError, match=r"voc_2012_val.json; to fix: python tools/pre/voc_annotations.py"):
+    with pytest.raises(CimError, match=r"voc_2012_val.json; to fix: cim voc"):
         open_voc(tmp_path, "val")
     with pytest.raises(CimError, match="no such VOC split"):
         open_voc(tmp_path, "test")
@@ -395,7 +395,7 @@ def test_nothing_of_a_mask_is_kept(tmp_path):
     assert "9.0" not in repr(read_tag_file(path))
 
 
-TRAINING = ("training", "samples", "engine", "prm", "assign", "mining", "losses", "build", "models", "datasets.base")
+TRAINING = ("training", "engine", "prm", "mining", "config.build", "models", "datasets.base")
 
 
 def imports_of(path: Path) -> set[str]:
@@ -433,15 +433,15 @@ def touches_masks(path: Path) -> list[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if (isinstance(node, ast.Constant) and node.value == "segmentation")
         or (isinstance(node, ast.Attribute) and node.attr == "annotations")
-        or (isinstance(node, ast.Name | ast.alias) and getattr(node, "id", getattr(node, "name", "")) == "Album")
+        or (isinstance(node, ast.Name | ast.alias) and getattr(node, "id", getattr(node, "name", "")) == "PhotoSet")
     ]
 
 
 def test_nothing_that_training_imports_opens_masks():
-    """The drawing of training pictures shares small functions with album.py, whose class ``Album`` it never uses."""
+    """The drawing of training pictures shares small functions with photo_set.py, whose ``PhotoSet`` it never uses."""
     files = training_files()
-    assert {"folder.py", "voc.py", "coco.py", "tagfile.py", "config.py"} <= {file.name for file in files}
-    assert [place for file in files if file.name != "album.py" for place in touches_masks(file)] == []
+    assert {"folder.py", "voc.py", "coco.py", "coco_json.py", "schema.py"} <= {file.name for file in files}
+    assert [place for file in files if file.name != "photo_set.py" for place in touches_masks(file)] == []
 
 
 def test_the_check_above_would_notice():

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-import runpy
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from doors import call_tool
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from cim.build import build_dataset
-from cim.cli import run
-from cim.config import DataConfig
-from cim.datasets.demo import NEW_PHOTOS, draw_picture, make_demo
+from cim.cli.common import run
+from cim.config.build import build_dataset
+from cim.config.schema import DataConfig
+from cim.core.errors import CimError
 from cim.datasets.drawing import CLASSES, make_object
-from cim.errors import CimError
+from cim.datasets.drawn import NEW_PHOTOS, draw_picture, make_demo
 
-MAIN = runpy.run_path(str(Path(__file__).resolve().parent.parent / "tools" / "make_demo.py"))["main"]
+MAIN = partial(call_tool, "make_demo")
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +98,8 @@ def test_points_lie_on_their_objects(demo):
         annotations = truth.loadAnns(truth.getAnnIds(imgIds=[image["id"]]))
         lines = (demo / "VOC2012/Center_points" / f"{Path(image['file_name']).stem}.txt").read_text().splitlines()
         for line, annotation in zip(lines, annotations, strict=True):
-            x, y, klass, _ = line.split()
-            assert int(klass) == annotation["category_id"] - 1
+            x, y, class_id, _ = line.split()
+            assert int(class_id) == annotation["category_id"] - 1
             assert truth.annToMask(annotation)[int(y), int(x)]
 
 
@@ -110,7 +111,7 @@ def test_new_photos_have_no_annotation(demo):
 @pytest.mark.parametrize("index", range(10))
 def test_every_object_and_its_part_show(index):
     picture = draw_picture(index, np.random.default_rng([3, index]))
-    assert picture.klass[0] == index % 5
+    assert picture.class_ids[0] == index % 5
     assert (picture.masks.sum((1, 2)) > 60).all()
     assert (picture.parts.sum((1, 2)) > 4).all()
 
@@ -140,11 +141,11 @@ def test_full_size_takes_seconds(tmp_path):
 
 def test_tool_makes_keeps_and_refuses(tmp_path, capsys):
     arguments = [str(tmp_path / "d"), "--train", "2", "--val", "1"]
-    assert run(lambda: MAIN(arguments)) == 0
+    assert run(lambda: MAIN(*arguments)) == 0
     before = (tmp_path / "d" / "demo.json").stat().st_mtime_ns
-    assert run(lambda: MAIN(arguments)) == 0
+    assert run(lambda: MAIN(*arguments)) == 0
     assert (tmp_path / "d" / "demo.json").stat().st_mtime_ns == before
-    assert run(lambda: MAIN([*arguments, "--seed", "5"])) == 2
+    assert run(lambda: MAIN(*arguments, "--seed", "5")) == 2
     assert "a demo made with other settings" in capsys.readouterr().err
 
 
@@ -159,7 +160,7 @@ def test_nothing_half_written_remains(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cim.datasets.demo._write_points", fail)
+    monkeypatch.setattr("cim.datasets.drawn._write_points", fail)
     with pytest.raises(CimError, match=r"cannot write.*No space left"):
         make_demo(tmp_path / "d", train=1, val=0)
     assert not list(tmp_path.iterdir())

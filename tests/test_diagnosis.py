@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from cim.coco_results import load_ground_truth, read_results
-from cim.diagnosis import DETECTION_KINDS, TRUTH_KINDS, diagnose, diagnose_image, plot_diagnosis
+from cim.evaluation.coco_results import load_ground_truth, read_results
+from cim.evaluation.diagnosis import DETECTION_KINDS, TRUTH_KINDS, diagnose, diagnose_image, plot_diagnosis
 
 SIZE = (100, 200)
 

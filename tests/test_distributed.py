@@ -14,10 +14,10 @@ import torch.multiprocessing as mp
 from torch import nn
 from toys import Numbers, toy_fit, toy_model, toy_step
 
-from cim import distributed
-from cim.engine import FitOptions, Schedule, load_checkpoint
-from cim.errors import CimError
-from cim.updates import Run
+from cim.core.errors import CimError
+from cim.engine import distributed
+from cim.engine.fit import FitOptions, Schedule, load_checkpoint
+from cim.engine.trainer import Trainer
 
 SCHEDULE = Schedule(4, 24, steps=(12,))
 
@@ -97,7 +97,7 @@ def test_more_processes_than_images(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 8)
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
     with pytest.raises(CimError, match="more processes than images per update"):
-        Run(toy_model(), toy_step, [{"params": [], "lr": 1}], SCHEDULE, FitOptions(), torch.device("cpu"))
+        Trainer(toy_model(), toy_step, [{"params": [], "lr": 1}], SCHEDULE, FitOptions(), torch.device("cpu"))
 
 
 def test_one_process_needs_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 from toys import Numbers, toy_fit, toy_model, toy_step
 
-from cim.engine import FitOptions, Schedule, fit, learning_factor, load_checkpoint
-from cim.errors import CimError
-from cim.feed import ImageSequence
-from cim.runlog import read_log
+from cim.core.errors import CimError
+from cim.engine.fit import FitOptions, Schedule, fit, learning_factor, load_checkpoint
+from cim.engine.loader import ImageSequence
+from cim.engine.run_logger import read_log
 
 
 def weights(path: Path) -> torch.Tensor:
@@ -248,7 +248,7 @@ def test_foreign_checkpoint(tmp_path: Path):
 
 
 def test_little_shared_memory_is_told(tmp_path: Path, monkeypatch, caplog):
-    monkeypatch.setattr("cim.feed._SHARED_MB", 10**9)
-    monkeypatch.setattr("cim.feed._SHARED", tmp_path)
+    monkeypatch.setattr("cim.engine.loader._SHARED_MB", 10**9)
+    monkeypatch.setattr("cim.engine.loader._SHARED", tmp_path)
     toy_fit(tmp_path, workers=1)
     assert "--shm-size" in caplog.text

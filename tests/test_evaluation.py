@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from cim.coco_results import load_ground_truth, read_results, to_coco
+from cim.core.errors import CimError
+from cim.core.regions import RegionSet
+from cim.core.run_lengths import mask_areas, valid_rles
 from cim.datasets.base import Dataset
-from cim.errors import CimError
-from cim.evaluation import corloc, evaluate_coco, evaluate_voc
-from cim.metrics_file import metric_row
-from cim.oracle import oracle_results, truth_overlaps
-from cim.regions import RegionSet
-from cim.run_lengths import mask_areas, valid_rles
-from cim.selection import select
+from cim.evaluation.coco_results import load_ground_truth, read_results, to_coco
+from cim.evaluation.metrics import corloc, evaluate_coco, evaluate_voc
+from cim.evaluation.metrics_file import metric_row
+from cim.inference.oracle import oracle_results, truth_overlaps
+from cim.inference.selection import select
 
 SIZE = (60, 80)
 

@@ -8,17 +8,20 @@ import json
 import numpy as np
 import pytest
 import small_run
+from doors import TOOLS, run_tool
 from pycocotools import mask as coco_mask
 
-from cim.build import build_dataset
-from cim.coco_results import load_ground_truth
-from cim.config import ExportConfig, load_config
+from cim.config.build import build_dataset
+from cim.config.loading import load_config
+from cim.config.run_paths import RunPaths
+from cim.config.schema import ExportConfig
+from cim.core.errors import CimError
+from cim.core.run_lengths import as_rle
 from cim.datasets.voc import open_voc
-from cim.detections import Selection, select_dataset
-from cim.errors import CimError
-from cim.export import (
+from cim.evaluation.coco_results import as_results, load_ground_truth
+from cim.inference.detections import Selection, select_dataset
+from cim.labels.export import (
     annotation,
-    as_results,
     choose,
     chosen_path,
     image_root,
@@ -27,11 +30,9 @@ from cim.export import (
     uncompressed,
     write_labels,
 )
-from cim.labels import read_labels, sweep, validate_labels
-from cim.layout import Layout
+from cim.labels.label_files import read_labels, sweep, validate_labels
 from cim.proposals.cob import read_cob
-from cim.run_lengths import as_rle
-from cim.store import Store
+from cim.storage.store import Store
 
 SIZE = (20, 30)
 
@@ -271,12 +272,12 @@ def labelled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labelled")
     path = small_run.small_config(folder)
     config = load_config(path)
-    layout = Layout(config)
-    store = Store.create(layout.proposals("train"), "regions", {})
+    paths = RunPaths(config)
+    store = Store.create(paths.proposals("train"), "regions", {})
     for record in build_dataset(config.data, "train"):
         store.save_regions(record.image_id, small_run.proposals(folder / "truth.json", int(record.image_id)))
-    assert small_run.run_tool("test", path, "--split", "train", "--workers", 1) == 0
-    assert small_run.run_tool("generate_mask_for_MaskRCNN", path, "--workers", 1) == 0
+    assert run_tool("test", path, "--split", "train", "--workers", 1) == 0
+    assert run_tool("generate_mask_for_MaskRCNN", path, "--workers", 1) == 0
     return path, label_path(config, "train")
 
 
@@ -294,27 +295,27 @@ def test_change_threshold_and_sweep(labelled, capsys):
     path, labels = labelled
     scores = sorted(a["score"] for a in read_labels(labels)["annotations"])
     middle = scores[len(scores) // 2]
-    assert small_run.run_tool("change_mask_thr", path, "--threshold", middle, "--rle", "uncompressed") == 0
+    assert run_tool("change_mask_thr", path, "--threshold", middle, "--rle", "uncompressed") == 0
     copy_path = labels.with_name(f"{labels.stem}_{middle:g}.json")
     kept = json.loads(copy_path.read_text())["annotations"]
     assert len(kept) == sum(s >= middle for s in scores)
     assert isinstance(kept[0]["segmentation"]["counts"], list)
     capsys.readouterr()
     truth = load_config(path).data.val_annotations
-    assert small_run.run_tool("change_mask_thr", path, "--sweep", "--annotations", truth) == 0
+    assert run_tool("change_mask_thr", path, "--sweep", "--annotations", truth) == 0
     assert "| precision | recall |" in capsys.readouterr().out
 
 
 def test_nothing_left_is_an_error(labelled, capsys):
     path, _ = labelled
-    assert small_run.run_tool("change_mask_thr", path, "--threshold", 1) == 2
+    assert run_tool("change_mask_thr", path, "--threshold", 1) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "no instance is left" in error and "best score" in error
 
 
 @pytest.mark.parametrize("options", [["--threshold", "nan"], ["--kind", "quantile", "--threshold", "1.5"]])
 def test_choices_out_of_range(labelled, options, capsys):
-    assert small_run.run_tool("change_mask_thr", labelled[0], *options) == 2
+    assert run_tool("change_mask_thr", labelled[0], *options) == 2
     assert "error: bad --threshold" in capsys.readouterr().err
 
 
@@ -326,10 +327,10 @@ def test_a_mask_of_another_size_is_no_label():
 
 def test_labels_not_made_yet(tmp_path, capsys):
     path = small_run.small_config(tmp_path)
-    assert small_run.run_tool("change_mask_thr", path) == 2
-    assert "generate_mask_for_MaskRCNN" in capsys.readouterr().err
-    assert small_run.run_tool("generate_mask_for_MaskRCNN", path) == 2
-    assert "tools/test.py" in capsys.readouterr().err
+    assert run_tool("change_mask_thr", path) == 2
+    assert "cim export" in capsys.readouterr().err
+    assert run_tool("generate_mask_for_MaskRCNN", path) == 2
+    assert "cim score" in capsys.readouterr().err
 
 
 def test_mmdetection_configs_name_the_classes_and_files():
@@ -337,7 +338,7 @@ def test_mmdetection_configs_name_the_classes_and_files():
 
     from cim.datasets.voc import CLASSES
 
-    folder = small_run.TOOLS.parent / "configs"
+    folder = TOOLS.parent / "configs"
     for kind, base in (("voc", "resnet50_voc"), ("coco", "resnet50_coco2017")):
         values = runpy.run_path(str(folder / "mmdet" / f"mask_rcnn_r50_fpn_cim_{kind}.py"))
         config = load_config(base)
@@ -349,8 +350,8 @@ def test_mmdetection_configs_name_the_classes_and_files():
             assert values["model"]["roi_head"]["mask_head"]["num_classes"] == len(CLASSES)
 
 
-def test_album_reads_labels_with_text_ids(labelled):
-    from cim.album import Album
+def test_photo_set_reads_labels_with_text_ids(labelled):
+    from cim.pictures.photo_set import PhotoSet
 
     path, labels = labelled
     content = json.loads(labels.read_text())
@@ -363,5 +364,5 @@ def test_album_reads_labels_with_text_ids(labelled):
     renumbered.parent.mkdir()
     renumbered.write_text(json.dumps(content))
     truth = load_ground_truth(load_config(path).data.val_annotations)
-    album = Album({record.image_id: record.path for record in dataset}, truth, True)
-    assert set(album.results(renumbered)) <= set(album.photos)
+    photo_set = PhotoSet({record.image_id: record.path for record in dataset}, truth, True)
+    assert set(photo_set.results(renumbered)) <= set(photo_set.photos)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cim.errors import CimError
-from cim.files import atomic, read_json, write_json, write_npz, write_text
+from cim.core.errors import CimError
+from cim.core.files import atomic, read_json, write_json, write_npz, write_text
 
 
 def test_written_in_new_folders(tmp_path):

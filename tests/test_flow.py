@@ -2,71 +2,87 @@
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import small_run
 import yaml
-from small_run import run_tool
+from doors import TOOLS, run_tool
 
-from cim import flow
-from cim.config import load_config, override
-from cim.errors import CimError
+from cim.cli import flow
+from cim.cli.jobs import run as run_folder
+from cim.cli.main import parse
+from cim.config.loading import load_config, override, save_config
+from cim.core.errors import CimError
 
-LOG = "import sys, pathlib; pathlib.Path(sys.argv[1]).open('a').write(sys.argv[2]); sys.exit(int(sys.argv[3]))"
+
+def write_log(words) -> None:
+    """Stands for a command: appends to a file and ends with a code."""
+    path, text, code = words
+    with open(path, "a") as file:
+        file.write(text)
+    sys.exit(int(code))
+
+
+def sleep(words) -> None:
+    Path(words[0]).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def run_stages(stages, run_dir, settings):
+    flow.run_stages(stages, run_dir, settings, write_log)
 
 
 @pytest.fixture
-def log(tmp_path, monkeypatch):
-    (tmp_path / "log.py").write_text(LOG)
-    monkeypatch.setattr(flow, "TOOLS", tmp_path)
+def log(tmp_path):
     return tmp_path / "log.txt"
 
 
 def stages(log, *codes):
-    return [flow.stage(f"stage {i}", "log.py", log, chr(97 + i), code) for i, code in enumerate(codes)]
+    return [flow.stage(f"stage {i}", log, chr(97 + i), code) for i, code in enumerate(codes)]
 
 
 def test_stages_run_in_order_once_and_are_timed(tmp_path, log):
-    flow.run_stages(stages(log, 0, 0, 0), tmp_path / "run", "x")
-    flow.run_stages(stages(log, 0, 0, 0), tmp_path / "run", "x")
+    run_stages(stages(log, 0, 0, 0), tmp_path / "run", "x")
+    run_stages(stages(log, 0, 0, 0), tmp_path / "run", "x")
     assert log.read_text() == "abc"
     assert list(json.loads((tmp_path / "run" / "timings.json").read_text())) == ["stage 0", "stage 1", "stage 2"]
 
 
 def test_a_failure_stops_and_the_next_call_goes_on_there(tmp_path, log):
     with pytest.raises(CimError, match=r"stage 2 \(stage 1\) failed"):
-        flow.run_stages(stages(log, 0, 1, 0), tmp_path / "run", "x")
+        run_stages(stages(log, 0, 1, 0), tmp_path / "run", "x")
     assert log.read_text() == "ab"
-    flow.run_stages(stages(log, 0, 0, 0), tmp_path / "run", "x")
+    run_stages(stages(log, 0, 0, 0), tmp_path / "run", "x")
     assert log.read_text() == "abbc"
 
 
 def test_other_settings_begin_anew(tmp_path, log):
-    flow.run_stages(stages(log, 0, 0), tmp_path / "run", "x")
-    flow.run_stages(stages(log, 0, 0), tmp_path / "run", "y")
+    run_stages(stages(log, 0, 0), tmp_path / "run", "x")
+    run_stages(stages(log, 0, 0), tmp_path / "run", "y")
     assert log.read_text() == "abab"
 
 
 def test_a_stop_by_hand_is_passed_on(tmp_path, log):
     with pytest.raises(KeyboardInterrupt):
-        flow.run_stages(stages(log, 130), tmp_path / "run", "x")
+        run_stages(stages(log, 130), tmp_path / "run", "x")
 
 
 def test_a_stage_is_told_to_stop_too(tmp_path, log):
     """SIGTERM to the flow alone: its stage ends with it."""
-    script = "import os, pathlib, sys, time\npathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\ntime.sleep(60)"
-    (tmp_path / "sleep.py").write_text(script)
     code = (
-        "import sys, pathlib; from cim import flow; flow.TOOLS = pathlib.Path(sys.argv[1]); "
-        "flow.run_stages([flow.stage('sleep', 'sleep.py', sys.argv[2])], flow.TOOLS / 'run', '')"
+        "import pathlib, sys; from cim.cli import flow; from test_flow import sleep\n"
+        "run = pathlib.Path(sys.argv[1])\n"
+        "if __name__ == '__main__': flow.run_stages([flow.stage('sleep', run / 'pid')], run / 'run', '', sleep)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(tmp_path / "pid")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
     while not ((tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()):
         assert process.poll() is None
         time.sleep(0.01)
@@ -96,7 +112,7 @@ def test_run_folder_stops_at_a_photo_that_cannot_be_read(tmp_path):
     whole = bad.read_bytes()
     bad.write_bytes(whole[:60])
     (tmp_path / "tags.csv").write_text("image,labels\n" + "".join(f"{n:03d}.png,disc\n" for n in range(4)))
-    command = [sys.executable, str(flow.TOOLS / "run_folder.py"), "--images", str(truth.parent / "photos")]
+    command = [sys.executable, str(TOOLS / "run_folder.py"), "--images", str(truth.parent / "photos")]
     command += ["--tags", str(tmp_path / "tags.csv"), "--output", str(tmp_path / "run")]
     command += ["--set", "proposals.deep_features=false"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -104,32 +120,26 @@ def test_run_folder_stops_at_a_photo_that_cannot_be_read(tmp_path):
     assert len(list((tmp_path / "run" / "proposals" / "train").glob("*.npz"))) == 3
 
 
-@pytest.fixture
-def run_folder():
-    spec = importlib.util.spec_from_file_location("run_folder", flow.TOOLS / "run_folder.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def arguments(*words: object) -> argparse.Namespace:
+    return parse(["run", *map(str, words)])
 
 
-def test_run_folder_writes_one_resolved_config(tmp_path, run_folder):
+def test_run_folder_writes_one_resolved_config(tmp_path):
     photos = tmp_path / "my # photos"
     photos.mkdir()
-    args = run_folder.get_parser().parse_args(
-        ["--images", str(photos), "--output", str(tmp_path / "run"), "--budget", "quick"]
-    )
+    args = arguments("--images", str(photos), "--output", str(tmp_path / "run"), "--budget", "quick")
     config = load_config(run_folder.write_config(args))
     assert config.data.images == str(photos) and config.train.updates == 500 and config.data.val_images is None
 
 
 @pytest.mark.parametrize(("extra", "refined"), [([], True), (["--budget", "quick"], False), (["--no-refine"], False)])
 def test_run_folder_always_makes_pseudo_labels_and_names_the_network_it_trained(
-    tmp_path, monkeypatch, capsys, run_folder, extra, refined
+    tmp_path, monkeypatch, capsys, extra, refined
 ):
     planned = []
     monkeypatch.setattr(run_folder, "run_stages", lambda stages, *_: planned.extend(stages))
     (tmp_path / "photos").mkdir()
-    run_folder.main(["--images", str(tmp_path / "photos"), "--output", str(tmp_path / "run"), *extra])
+    run_folder.main(arguments("--images", str(tmp_path / "photos"), "--output", str(tmp_path / "run"), *extra))
     titles = [step.title for step in planned]
     assert "pseudo labels above the threshold" in titles and "overlays of the pseudo labels" in titles
     assert ("Mask R-CNN" in titles) == refined
@@ -146,23 +156,50 @@ def test_run_folder_always_makes_pseudo_labels_and_names_the_network_it_trained(
         (["--val", "photos", "--val-masks", "t.json"], "not COCO instance annotations"),
     ],
 )
-def test_run_folder_refuses_before_it_writes(tmp_path, monkeypatch, run_folder, extra, message):
+def test_run_folder_refuses_before_it_writes(tmp_path, monkeypatch, extra, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(CimError, match=message):
-        run_folder.main(["--images", "photos", "--output", "run", *extra])
+        run_folder.main(arguments("--images", "photos", "--output", "run", *extra))
     assert not (tmp_path / "run").exists()
 
 
-def test_run_folder_sees_changed_tags_and_photos(tmp_path, run_folder):
+def test_run_folder_sees_changed_tags_and_photos(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "tags.csv").write_text("image,labels\n")
     command = ["--images", str(tmp_path / "photos"), "--tags", str(tmp_path / "tags.csv"), "--output", "run"]
-    args = run_folder.get_parser().parse_args(command)
+    args = arguments(*command)
     states = [run_folder.state_of(args), run_folder.state_of(args)]
     (tmp_path / "tags.csv").write_text("image,labels\na.jpg,dog\n")
     states.append(run_folder.state_of(args))
     (tmp_path / "photos" / "a.jpg").touch()
     states.append(run_folder.state_of(args))
     assert len(states) == 4 and len(set(states)) == 3
+
+
+def test_run_folder_does_not_look_at_what_it_writes_itself(tmp_path):
+    """The run folder may lie among the photos: `--images . --output runs/mine`."""
+    args = arguments("--images", str(tmp_path), "--output", str(tmp_path / "runs" / "mine"))
+    (tmp_path / "a.jpg").touch()
+    before = run_folder.state_of(args)
+    (tmp_path / "runs" / "mine" / "pictures").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "pictures" / "b.jpg").touch()
+    assert run_folder.state_of(args) == before and "a.jpg" in before
+
+
+def test_run_folder_paints_new_labels_over_old_pictures(tmp_path):
+    """Labels made again are another file: the overlay stages must not refuse to go on."""
+    path = small_run.small_config(tmp_path)
+    run = tmp_path / "run"
+    config = load_config(path)
+    save_config(config, run / "config.yaml")
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    for score in (0.25, 0.5):
+        (run / "pseudo_labels").mkdir(exist_ok=True)
+        for line in truth["annotations"]:
+            line["score"] = score
+        (run / "pseudo_labels" / "msrcnn_pseudo_label_0.3.json").write_text(json.dumps(truth))
+        painting = run_folder.presentation(run / "config.yaml", masks=False)[0].command
+        assert run_tool("visualize", *painting[1:]) == 0
+        assert len(list((run / "pictures" / "pseudo_labels").glob("*.jpg"))) == 4

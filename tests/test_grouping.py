@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from doors import call_tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cim.cli import run
-from cim.errors import CimError
-from cim.generation import ProposalStage, provenance
-from cim.photo import photo_size, read_photo
+from cim.cli.common import run
+from cim.cli.prepare import proposals
+from cim.core.errors import CimError
+from cim.core.photo import photo_size, read_photo
 from cim.proposals.cob import read_cob
 from cim.proposals.deep import TrunkFeatures
 from cim.proposals.frame import enlarge, shrink
 from cim.proposals.grouping import GroupingOptions, propose
 from cim.proposals.hierarchy import distinct, grow_trees, tree_regions
 from cim.proposals.ranking import diverse_order, object_cues
+from cim.proposals.stage import ProposalStage, ProposerOptions, provenance
 from cim.proposals.superpixels import _sampler, make_superpixels, segment_means
-from cim.store import Store
+from cim.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools" / "pre"))
-import generate_proposals  # noqa: E402
 
 
 def scene(height: int = 120, width: int = 160, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +224,7 @@ def test_tool_stores_odd_photos_lists_bad_ones_and_resumes(tmp_path: Path, caplo
     (tmp_path / "photos" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     arguments = ["--images", str(tmp_path / "photos"), "--output", str(tmp_path / "store"), "--no-deep-features"]
     arguments += ["--workers", "1", "--max-proposals", "50"]
-    assert run(lambda: generate_proposals.main(arguments)) == 2
+    assert run(lambda: call_tool("pre/generate_proposals", *arguments)) == 2
     assert "bad.jpg" in caplog.text and "cut.jpg" in caplog.text and "2 of 9 failed" in caplog.text
     store = Store.open(tmp_path / "store", "regions")
     assert store.provenance["trained_on_masks"] is False
@@ -234,7 +233,7 @@ def test_tool_stores_odd_photos_lists_bad_ones_and_resumes(tmp_path: Path, caplo
     made = store.path("grey").stat().st_mtime_ns
     for name in ("bad", "cut"):
         (tmp_path / "photos" / f"{name}.jpg").unlink()
-    assert run(lambda: generate_proposals.main([*arguments, "--export-mat", str(tmp_path / "mat")])) == 0
+    assert run(lambda: call_tool("pre/generate_proposals", *arguments, "--export-mat", tmp_path / "mat")) == 0
     assert store.path("grey").stat().st_mtime_ns == made
     exported, kept = read_cob(tmp_path / "mat" / "grey.mat", (40, 60)), store.load_regions("grey")
     np.testing.assert_array_equal(exported.masks(), kept.masks())
@@ -243,9 +242,9 @@ def test_tool_stores_odd_photos_lists_bad_ones_and_resumes(tmp_path: Path, caplo
 @pytest.mark.parametrize("layout", ["voc", "coco"])
 def test_exported_mat_files_are_read_back(tmp_path: Path, layout: str) -> None:
     Image.fromarray(scene(40, 60)[0]).save(tmp_path / "2007_000001.png")
-    settings_ = generate_proposals.ProposalConfig(deep_features=False, max_proposals=7)
+    settings_ = ProposerOptions(deep_features=False, max_proposals=7)
     store = Store.create(tmp_path / "store", "regions", provenance(settings_))
-    record = generate_proposals._folder(tmp_path)[0]
+    record = proposals._folder(tmp_path)[0]
     ProposalStage(store, settings_, mat=tmp_path / "mat", mat_layout=layout)(record)
     found = read_cob(tmp_path / "mat" / "2007_000001.mat", (40, 60))
     np.testing.assert_array_equal(found.masks(), store.load_regions("2007_000001").masks())
@@ -266,9 +265,9 @@ def test_tool_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture)
         ["--images", str(photos), "--output", store, "--method", "sam"],
     )
     for arguments in wrong:
-        assert run(lambda arguments=arguments: generate_proposals.main(arguments)) == 2
+        assert run(lambda arguments=arguments: call_tool("pre/generate_proposals", *arguments)) == 2
         message = capsys.readouterr().err
         assert message.startswith("error: ") and message.count("\n") == 1
     Image.new("RGB", (30, 20), "teal").save(photos / "a.jpg")
-    assert run(lambda: generate_proposals.main(["--images", str(photos), "--output", store])) == 2
+    assert run(lambda: call_tool("pre/generate_proposals", "--images", photos, "--output", store)) == 2
     assert "two photos of one name" in capsys.readouterr().err

@@ -10,21 +10,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_run import CLASSES, run_tool, save_network, small_config
+from doors import run_tool
+from small_run import CLASSES, save_network, small_config
 
-from cim import distributed
-from cim.build import build_dataset
-from cim.config import load_config
-from cim.detections import PublishedScores, Selection, StoredScores, detect, select_dataset, upload_name, write_upload
-from cim.errors import CimError
-from cim.inference import detection_store, find_checkpoint, load_trained, mirrored, score_dataset, score_proposals
-from cim.layout import Layout
-from cim.photo import read_photo
-from cim.published import open_regions
-from cim.regions import RegionSet
-from cim.samples import make_sample
-from cim.selection import select
-from cim.store import Store
+from cim.config.build import build_dataset
+from cim.config.loading import load_config
+from cim.config.run_paths import RunPaths
+from cim.core.errors import CimError
+from cim.core.photo import read_photo
+from cim.core.regions import RegionSet
+from cim.engine import distributed
+from cim.inference.detections import (
+    PublishedScores,
+    Selection,
+    StoredScores,
+    detect,
+    select_dataset,
+    upload_name,
+    write_upload,
+)
+from cim.inference.scores import (
+    detection_store,
+    find_checkpoint,
+    load_trained,
+    mirrored,
+    score_dataset,
+    score_proposals,
+)
+from cim.inference.selection import select
+from cim.storage.published import open_regions
+from cim.storage.store import Store
+from cim.training.samples import make_sample
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +48,12 @@ def run(tmp_path_factory):
     path = small_config(tmp_path_factory.mktemp("small"))
     config = load_config(path)
     dataset = build_dataset(config.data, "val")
-    return path, config, dataset, open_regions(Layout(config).proposals("val"))
+    return path, config, dataset, open_regions(RunPaths(config).proposals("val"))
 
 
 def test_scores_are_the_mean_over_passes(run):
     _, config, dataset, source = run
-    trained = load_trained(Layout(config).checkpoint)
+    trained = load_trained(RunPaths(config).checkpoint)
     record, regions = dataset[0], source.load(dataset[0].image_id)
     expected = []
     with torch.no_grad():
@@ -68,7 +84,7 @@ def test_mirrored_is_the_flipped_sample(run):
 
 def test_capped_and_no_proposals(run):
     _, config, dataset, source = run
-    trained = load_trained(Layout(config).checkpoint)
+    trained = load_trained(RunPaths(config).checkpoint)
     photo = read_photo(dataset[0].path)
     regions = source.load(dataset[0].image_id)
     ranked = RegionSet(regions.atoms, regions.members, np.arange(len(regions), dtype=np.float32))
@@ -80,9 +96,9 @@ def test_capped_and_no_proposals(run):
 
 def test_resumes_and_reports_bad_images(run, tmp_path):
     _, config, dataset, source = run
-    layout = Layout(config)
-    trained = load_trained(layout.checkpoint)
-    store = detection_store(tmp_path / "d", layout.checkpoint, config.infer, source.provenance)
+    paths = RunPaths(config)
+    trained = load_trained(paths.checkpoint)
+    store = detection_store(tmp_path / "d", paths.checkpoint, config.infer, source.provenance)
     broken = replace(dataset[2], path=tmp_path / "nowhere.png")
     partly = replace(dataset, records=(*dataset.records[:2], broken, dataset.records[3]))
     report = score_dataset(trained.model, partly, source, store, config.infer)
@@ -104,9 +120,9 @@ def test_resumes_and_reports_bad_images(run, tmp_path):
 
 def test_processes_share_the_images(run, tmp_path, monkeypatch):
     _, config, dataset, source = run
-    layout = Layout(config)
-    trained = load_trained(layout.checkpoint)
-    store = detection_store(tmp_path / "d", layout.checkpoint, config.infer, source.provenance)
+    paths = RunPaths(config)
+    trained = load_trained(paths.checkpoint)
+    store = detection_store(tmp_path / "d", paths.checkpoint, config.infer, source.provenance)
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "wait", lambda: None)
     for rank, expected in ((1, {1, 3}), (0, {0, 1, 2, 3})):
@@ -117,9 +133,9 @@ def test_processes_share_the_images(run, tmp_path, monkeypatch):
 
 def test_detections_of_a_data_set(run, tmp_path):
     _, config, dataset, source = run
-    layout = Layout(config)
-    store = detection_store(tmp_path / "d", layout.checkpoint, config.infer, source.provenance)
-    score_dataset(load_trained(layout.checkpoint).model, dataset, source, store, config.infer)
+    paths = RunPaths(config)
+    store = detection_store(tmp_path / "d", paths.checkpoint, config.infer, source.provenance)
+    score_dataset(load_trained(paths.checkpoint).model, dataset, source, store, config.infer)
     path = detect(dataset, source, store, tmp_path / "d" / "results.json", Selection(), workers=2)
     results = json.loads(path.read_text())
     expected = 0
@@ -144,9 +160,9 @@ def test_detections_of_a_data_set(run, tmp_path):
 
 def test_damaged_detections_are_made_again(run, tmp_path):
     _, config, dataset, source = run
-    layout = Layout(config)
-    store = detection_store(tmp_path / "d", layout.checkpoint, config.infer, source.provenance)
-    score_dataset(load_trained(layout.checkpoint).model, dataset, source, store, config.infer)
+    paths = RunPaths(config)
+    store = detection_store(tmp_path / "d", paths.checkpoint, config.infer, source.provenance)
+    score_dataset(load_trained(paths.checkpoint).model, dataset, source, store, config.infer)
     path = detect(dataset, source, store, tmp_path / "d" / "results.json", Selection())
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
@@ -203,7 +219,7 @@ def test_photos_without_proposals_are_left_out_and_counted(tmp_path, caplog):
     """The published flow over a gap, as COB's files have some: every tool goes on, one line tells how many."""
     path = small_config(tmp_path)
     config = load_config(path)
-    store = Store.open(Layout(config).proposals("val"), "regions")
+    store = Store.open(RunPaths(config).proposals("val"), "regions")
     store.path(2).unlink()
     labels = ["generate_mask_for_MaskRCNN", path, "--split", "val"]
     for command in (["test", path], ["evaluation", path, "--oracle"], labels):
@@ -255,7 +271,7 @@ def test_nothing_to_evaluate(capsys):
 
 def test_checkpoint_of_other_classes_or_kind(run, tmp_path, capsys):
     path, config, _, _ = run
-    state = torch.load(Layout(config).checkpoint, weights_only=True)
+    state = torch.load(RunPaths(config).checkpoint, weights_only=True)
     state["meta"]["kind"] = "prm"
     torch.save(state, tmp_path / "prm.pth")
     with pytest.raises(CimError, match="not a CIM network"):
@@ -268,7 +284,7 @@ def test_checkpoint_of_other_classes_or_kind(run, tmp_path, capsys):
     torch.save(state, tmp_path / "three.pth")
     with pytest.raises(CimError, match="weights do not fit"):
         load_trained(tmp_path / "three.pth")
-    assert find_checkpoint(None, Layout(config)) == Layout(config).checkpoint
+    assert find_checkpoint(None, RunPaths(config)) == RunPaths(config).checkpoint
 
 
 def test_both_branches_together_are_their_geometric_mean(tmp_path):

@@ -10,19 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cim.build import build_criterion, build_miner
-from cim.config import LossConfig, MiningConfig
-from cim.losses import Criterion, LossWeights, bag_loss, class_loss, cluster_loss, integrity_loss, mil_loss
-from cim.mining import CIMMiner, MISTMiner, OICRMiner, PCLMiner
-from cim.regions import Overlaps
-from cim.types import PseudoLabels, RoiScores, Sample
+from cim.config.build import build_criterion, build_miner
+from cim.config.schema import LossConfig, MiningConfig
+from cim.core.regions import Overlaps
+from cim.core.types import PseudoLabels, RoiScores, Sample
+from cim.mining.losses import Criterion, LossWeights, bag_loss, class_loss, cluster_loss, integrity_loss, mil_loss
+from cim.mining.miners import CIMMiner, MISTMiner, OICRMiner, PCLMiner
 
 EPS = 1e-6
 
 
-def sample_of(tags, klass=None, cluster=None) -> Sample:
+def sample_of(tags, class_ids=None, cluster=None) -> Sample:
     fields = dict.fromkeys(Sample.__dataclass_fields__)
-    return Sample(**{**fields, "tags": tags, "klass": klass, "cluster": cluster})
+    return Sample(**{**fields, "tags": tags, "class_ids": class_ids, "cluster": cluster})
 
 
 def scene(seed: int, n: int = 30, classes: int = 4, branches: int = 3):
@@ -40,18 +40,18 @@ def scene(seed: int, n: int = 30, classes: int = 4, branches: int = 3):
         logits[2 + branches :].sigmoid(),
     )
     cluster = torch.randint(0, 5, (n,), generator=g)
-    klass_of = torch.tensor([-1, 2, 1, 2, 0])  # clusters 1 and 3 share a class, 4 is background
+    class_of = torch.tensor([-1, 2, 1, 2, 0])  # clusters 1 and 3 share a class, 4 is background
     tags = torch.zeros(classes)
     tags[:2] = 1
-    sample = sample_of(tags, klass_of[cluster], cluster)
+    sample = sample_of(tags, class_of[cluster], cluster)
     return scores, sample, Overlaps(inter / union, inter / area.clamp_min(1)), logits
 
 
 def labels_of(seed: int, n: int = 30, classes: int = 4) -> PseudoLabels:
     g = torch.Generator().manual_seed(seed)
-    klass = torch.randint(-1, 3, (n,), generator=g)
-    weight = torch.rand(n, generator=g, dtype=torch.float64) * (klass >= 0)
-    return PseudoLabels(klass, (torch.rand(n, generator=g) < 0.5).double(), weight, klass > 0)
+    class_ids = torch.randint(-1, 3, (n,), generator=g)
+    weight = torch.rand(n, generator=g, dtype=torch.float64) * (class_ids >= 0)
+    return PseudoLabels(class_ids, (torch.rand(n, generator=g) < 0.5).double(), weight, class_ids > 0)
 
 
 def slow_bce(p: float, target: float) -> float:
@@ -72,7 +72,7 @@ def test_equals_the_published_program(reference, image, stable):
         over = Overlaps(*(torch.from_numpy(f[f"{image}.{name}"]).float() for name in ("iou", "containment")))
     # `mat` holds the cluster number in the column of the class.
     cluster = file["mat"].amax(1).long()
-    klass = torch.where(cluster > 0, file["mat"].argmax(1), -1)
+    class_ids = torch.where(cluster > 0, file["mat"].argmax(1), -1)
     scores = RoiScores(
         file["cls"],
         file["det"],
@@ -80,7 +80,7 @@ def test_equals_the_published_program(reference, image, stable):
         torch.stack([file[f"riou{k}"] for k in range(3)]),
     )
     criterion = Criterion(CIMMiner(anti_noise=False), stable=stable)
-    losses, _ = criterion(scores, sample_of(file["labels"][0], klass, cluster), over)
+    losses, _ = criterion(scores, sample_of(file["labels"][0], class_ids, cluster), over)
     assert losses["mil"].item() == pytest.approx(file["mil_loss"].item(), abs=1e-5)
     assert losses["pcl"].item() == pytest.approx(file["pcl_loss"].item(), abs=1e-5)
     for k in range(3):
@@ -105,11 +105,11 @@ def test_mil_and_clusters_equal_plain_loops(seed):
         members = (sample.cluster == number).nonzero()[:, 0].tolist()
         if not members:
             continue
-        c = int(sample.klass[members[0]])
+        c = int(sample.class_ids[members[0]])
         rows = cls[members] if c == 0 else cls[members].mean(0, keepdim=True)
         total += len(members) * np.mean([slow_bce(float(row[j]), float(j == c)) for row in rows for j in columns])
-    expected = total / int((sample.klass >= 0).sum())
-    assert cluster_loss(cls, sample.klass, sample.cluster).item() == pytest.approx(expected)
+    expected = total / int((sample.class_ids >= 0).sum())
+    assert cluster_loss(cls, sample.class_ids, sample.cluster).item() == pytest.approx(expected)
 
 
 @settings(max_examples=20, deadline=None)
@@ -119,20 +119,20 @@ def test_branch_losses_equal_plain_loops(seed):
     labels = labels_of(seed)
     cls, iou = scores.refine_cls[0].detach(), scores.refine_iou[0].detach()
     rows = range(len(cls))
-    used = [i for i in rows if labels.klass[i] >= 0]
-    front = [i for i in rows if labels.klass[i] > 0]
-    expected = sum(labels.weight[i] * -math.log(cls[i, labels.klass[i]]) for i in used) / len(used)
+    used = [i for i in rows if labels.class_ids[i] >= 0]
+    front = [i for i in rows if labels.class_ids[i] > 0]
+    expected = sum(labels.weight[i] * -math.log(cls[i, labels.class_ids[i]]) for i in used) / len(used)
     assert class_loss(cls, labels).item() == pytest.approx(float(expected))
 
     def smooth(x: float) -> float:
         return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
 
-    expected = sum(labels.weight[i] * smooth(float(iou[i, labels.klass[i]] - labels.integrity[i])) for i in front)
+    expected = sum(labels.weight[i] * smooth(float(iou[i, labels.class_ids[i]] - labels.integrity[i])) for i in front)
     assert integrity_loss(iou, labels).item() == pytest.approx(float(expected) / len(front))
 
     total, target = 0.0, image_label(sample.tags)
     for c in range(cls.shape[1]):
-        group = [i for i in rows if labels.klass[i] == c] if target[c] else list(rows)
+        group = [i for i in rows if labels.class_ids[i] == c] if target[c] else list(rows)
         if group:
             best = max(group, key=lambda i: cls[i, c] * iou[i, c])
             weight = labels.weight[best] if target[c] else 1.0
@@ -192,7 +192,7 @@ def test_branches_where_nothing_is_mined_are_skipped():
 
 def test_without_any_first_label_pcl_is_zero():
     scores, sample, _, _ = scene(6)
-    nothing = torch.full_like(sample.klass, -1)
+    nothing = torch.full_like(sample.class_ids, -1)
     for stable in (False, True):
         assert cluster_loss(scores.cls, nothing, torch.zeros_like(nothing), stable) == 0
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cim.build import build_model, resolve_device
-from cim.config import Config
-from cim.errors import CimError
+from cim.config.build import build_model, resolve_device
+from cim.config.schema import Config
+from cim.core.errors import CimError
+from cim.core.types import Sample
 from cim.models.cim_net import param_groups
 from cim.models.mask_fuse import MaskFuse
 from cim.models.predictor import Predictor
 from cim.models.roi_align import roi_align
-from cim.types import Sample
 
 TINY = {"backbone": "mobilenet_v2_s16", "weights": "none", "hidden": 32, "refinements": 2}
 

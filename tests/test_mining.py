@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_mining import slow_mine, slow_nms
 
-from cim.mining import CIMMiner, MISTMiner, OICRMiner, PCLMiner
-from cim.mining_steps import find_seeds, sample_distinct
-from cim.regions import Overlaps, overlaps
+from cim.core.regions import Overlaps, overlaps
+from cim.mining.miners import CIMMiner, MISTMiner, OICRMiner, PCLMiner
+from cim.mining.steps import find_seeds, sample_distinct
 
 QUIET = CIMMiner(anti_noise=False)
 CLUSTERED = CIMMiner(cluster_seeds=True, containment=False, background_iou=0.1)
@@ -43,7 +43,7 @@ def assert_equal(labels, expected):
     if expected is None:
         assert labels is None
         return
-    for name, value in zip(("klass", "integrity", "weight", "mined"), expected, strict=True):
+    for name, value in zip(("class_ids", "integrity", "weight", "mined"), expected, strict=True):
         np.testing.assert_array_equal(getattr(labels, name).numpy(), value.astype(getattr(labels, name).numpy().dtype))
 
 
@@ -59,7 +59,7 @@ def test_equals_the_published_program(reference, image, branch, prefix, miner):
     labels = run(miner, (s[:, 1:], d[:, 1:], file["labels"][0], over), branch)
     onehot = file[f"{prefix}pl{branch}"]
     assert (onehot.sum(1) <= 1).all()
-    np.testing.assert_array_equal(labels.klass, np.where(onehot.any(1), onehot.argmax(1), -1))
+    np.testing.assert_array_equal(labels.class_ids, np.where(onehot.any(1), onehot.argmax(1), -1))
     np.testing.assert_array_equal(labels.integrity, file[f"{prefix}pi{branch}"])
     np.testing.assert_array_equal(labels.weight, file[f"{prefix}w{branch}"])
 
@@ -124,7 +124,7 @@ def test_thresholds_at_equality():
     miner = replace(QUIET, seed_fraction=0.4, containment=False)
     labels = run(miner, (s, s, np.ones(1, np.float32), (iou, iou)))
     assert labels.mined.tolist() == [True] + [False] * 4
-    assert labels.klass.tolist() == [1, 1, 1, 0, -1]
+    assert labels.class_ids.tolist() == [1, 1, 1, 0, -1]
     assert labels.integrity.tolist() == [1, 0, 0, 0, 0]
 
 
@@ -136,7 +136,7 @@ def test_oicr_has_one_truth_per_class():
     assert sorted(np.flatnonzero(labels.mined)) == sorted(set(best))
     nearest = over[0][:, best]
     expected = np.where(nearest.max(1) >= 0.5, present[nearest.argmax(1)] + 1, 0)
-    np.testing.assert_array_equal(labels.klass, expected)
+    np.testing.assert_array_equal(labels.class_ids, expected)
     assert (labels.weight > 0).all()  # the rest is background, nothing is ignored
 
 
@@ -149,7 +149,7 @@ def test_pcl_finds_both_objects():
     s = np.array([[0.9, 0.8, 0.85, 0.8, 0.82, 0.95, 0.8, 0.1, 0.1, 0.12]], np.float32).T
     labels = run(PCLMiner(), (s, np.ones_like(s), np.ones(1, np.float32), (iou, iou)))
     assert np.flatnonzero(labels.mined).tolist() == [1, 4]
-    assert labels.klass.tolist() == [1] * 7 + [0, -1, -1]
+    assert labels.class_ids.tolist() == [1] * 7 + [0, -1, -1]
     np.testing.assert_allclose(labels.weight, [0.9] * 3 + [0.95] * 4 + [0.9, 0, 0])
     assert int(labels.seeds) == 7
 
@@ -213,7 +213,7 @@ def test_one_proposal(miner):
     if miner == CIMMiner():
         assert labels is None  # it contains all proposals: big
     else:
-        assert labels.klass.tolist() == [1]
+        assert labels.class_ids.tolist() == [1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: mining there is not tested")
@@ -224,5 +224,5 @@ def test_cuda_equals_cpu(miner):
         miner(s.to(at), d.to(at), tags.to(at), Overlaps(*over.to(at)), 0, torch.Generator().manual_seed(0))
         for at in ("cpu", "cuda")
     ]
-    assert torch.equal(answers[0].klass, answers[1].klass.cpu())
+    assert torch.equal(answers[0].class_ids, answers[1].class_ids.cpu())
     torch.testing.assert_close(answers[0].weight, answers[1].weight.cpu())

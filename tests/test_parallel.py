@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from test_prepare_tools import call, masks_of, save_json, save_mat
 
-from cim.errors import CimError
-from cim.parallel import StageReport, run_stage
-from cim.published import read_pickle
+from cim.core.errors import CimError
+from cim.core.parallel import StageReport, run_stage
+from cim.storage.published import read_pickle
 
 
 def touch(number: int, folder: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_local_cluster_of_two_workers(tmp_path):
 
 def test_a_scheduler_that_is_not_there(monkeypatch):
     pytest.importorskip("distributed", reason="dask is not installed: the cluster is not tested")
-    monkeypatch.setattr("cim.parallel.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("cim.core.parallel.CONNECT_SECONDS", 1)
     with pytest.raises(CimError, match="cannot reach the Dask scheduler: tcp://127"):
         run_stage(bug, [1], scheduler="tcp://127.0.0.1:9")
     with pytest.raises(CimError, match="cannot reach the Dask scheduler"):

@@ -7,23 +7,25 @@ import json
 import numpy as np
 import pytest
 import torch
+from doors import run_tool
 from PIL import Image
 from pycocotools import mask as coco_mask
-from small_run import SIZE, run_tool, small_config
+from small_run import SIZE, small_config
 
 import cim
-from cim import predict
-from cim.config import Config, load_config
-from cim.errors import CimError
-from cim.layout import Layout
-from cim.photo import read_photo
-from cim.regions import RegionSet
+from cim.config.loading import load_config
+from cim.config.run_paths import RunPaths
+from cim.config.schema import Config
+from cim.core.errors import CimError
+from cim.core.photo import read_photo
+from cim.core.regions import RegionSet
+from cim.prediction import predict
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
-    checkpoint = Layout(load_config(small_config(folder))).checkpoint
+    checkpoint = RunPaths(load_config(small_config(folder))).checkpoint
     return folder / "photos", checkpoint
 
 
@@ -116,7 +118,7 @@ def test_built_in_proposals(run, model):
 
 def test_weights_that_have_moved(run, monkeypatch):
     used = []
-    monkeypatch.setattr(predict, "build_proposer", lambda settings, _: used.append(settings.weights) or four_regions)
+    monkeypatch.setattr(predict, "open_proposer", lambda settings, _: used.append(settings.weights) or four_regions)
     cim.load_model(run[1], "cpu", weights="elsewhere.pth").predict(run[0] / "000.png")
     assert used == ["elsewhere.pth"]
 
@@ -126,7 +128,7 @@ def four_regions(photo: np.ndarray) -> RegionSet:
 
 
 def test_tool(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(predict, "build_proposer", lambda *_: lambda photo: RegionSet.from_masks(four_masks()))
+    monkeypatch.setattr(predict, "open_proposer", lambda *_: lambda photo: RegionSet.from_masks(four_masks()))
     folder = tmp_path / "holiday"
     folder.mkdir()
     for name in ("000.png", "001.png"):

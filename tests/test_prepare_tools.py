@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from doors import TOOLS, call_tool, command_of, run_tool
 from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
-from cim import preparation
-from cim.cli import run
-from cim.errors import CimError
-from cim.published import open_regions, read_pickle
-from cim.regions import RegionSet
+from cim.core.errors import CimError
+from cim.core.regions import RegionSet
+from cim.proposals import published_tree as preparation
+from cim.storage.published import open_regions, read_pickle
 
-TOOLS = Path(__file__).resolve().parent.parent / "tools" / "pre"
 NAMES = ["generate_7_7_voc", "generate_7_7_coco", "create_cob_iou", "create_cob_asy_iou", "import_proposals"]
 VOC = ["2007_000001", "2007_000002", "2007_000003"]
 COCO = {"COCO_train2014_000000000009": 9, "COCO_val2014_000000000042": 42, "000000000007": 7}
 SIZE = (11, 13)
 
 
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def call(name: str, *args: object) -> int:
     """Exit code, as the command line would give it."""
-    return run(lambda: tool(name).main([*map(str, args), "--workers", "1"]))
+    return run_tool(f"pre/{name}", *args, "--workers", "1")
 
 
 def masks_of(name: str, count: int = 6) -> np.ndarray:
@@ -127,7 +117,7 @@ def test_coco_with_its_three_names(data):
 
 @pytest.mark.parametrize("root", ["data", "data/VOC2012"])
 def test_from_anywhere_by_the_command_line(data, tmp_path, root):
-    command = [sys.executable, TOOLS / "create_cob_iou.py", "--dataset", "voc", "--data-root", tmp_path / root]
+    command = [sys.executable, TOOLS / "pre" / "create_cob_iou.py", "--dataset", "voc", "--data-root", tmp_path / root]
     found = subprocess.run([*command, "--workers", "2"], cwd="/", capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == str(data / "cob_iou" / "VOC2012")
@@ -314,9 +304,9 @@ def test_two_photos_for_one_mat_file(data):
 @pytest.mark.parametrize("name", NAMES)
 def test_help_closes_with_an_example(name, capsys):
     with pytest.raises(SystemExit) as stopped:
-        tool(name).main(["--help"])
+        call_tool(f"pre/{name}", "--help")
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert f"tools/pre/{name}.py" in shown.split("example:")[1]
+    assert f"cim {command_of(f'pre/{name}')[0]}" in shown.split("example:")[1]
     for option in ("--workers", "--overwrite", "--scheduler", "--data-root", "--split", "--dataset"):
         assert option in shown

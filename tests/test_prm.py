@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from cim.errors import CimError
-from cim.peak_response import ProbabilisticConvolutions, peak_responses
-from cim.prm import (
+from cim.core.errors import CimError
+from cim.prm.network import (
     Peaks,
     ResponseNet,
     build_response_net,
@@ -24,6 +23,7 @@ from cim.prm import (
     published_names,
     response_maps,
 )
+from cim.prm.peak_response import ProbabilisticConvolutions, peak_responses
 
 
 def published_net(arrays) -> ResponseNet:
@@ -278,7 +278,7 @@ def test_published_file_loads(tmp_path):
 
 
 def test_missing_and_foreign_files(tmp_path):
-    with pytest.raises(CimError, match="train_PRM"):
+    with pytest.raises(CimError, match="cim prm"):
         load_response_net(tmp_path / "none.pth")
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CimError, match="not a checkpoint"):

@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from doors import call_tool
 from PIL import Image
 from torch import nn
 from toy_photos import H, W, make_photos
 
-from cim.assign import assign_from_peaks, assign_from_points
-from cim.build import build_dataset
-from cim.cli import run
-from cim.config import Config, save_config
-from cim.errors import CimError
-from cim.first_labels import load_peaks
-from cim.prm import Peaks, ResponseNet, class_scores, load_response_net
-from cim.prm_photos import PhotoSource
-from cim.prm_training import average_precision, prm_step, tag_metrics, train_prm
-from cim.published import open_clusters
-from cim.regions import RegionSet
-from cim.retrieval import Retrieval, contour_sums, proposal_values, retrieve
-from cim.store import Store
+from cim.cli.common import run
+from cim.config.build import build_dataset
+from cim.config.loading import save_config
+from cim.config.schema import Config
+from cim.core.errors import CimError
+from cim.core.regions import RegionSet
+from cim.inference.retrieval import Retrieval, contour_sums, proposal_values, retrieve
+from cim.prm.assign import assign_from_peaks, assign_from_points
+from cim.prm.first_labels import load_peaks
+from cim.prm.network import Peaks, ResponseNet, class_scores, load_response_net
+from cim.prm.photos import PhotoSource
+from cim.prm.train import average_precision, prm_step, tag_metrics, train_prm
+from cim.storage.published import open_clusters
+from cim.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def tool(name: str):
-    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / "tools" / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def toy_config(root: Path, **prm) -> Config:
@@ -62,7 +57,7 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("toy")
     config = toy_config(root)
     save_config(config, root / "toy.yaml")
-    assert run(lambda: tool("train_prm.py").main([str(root / "toy.yaml")])) == 0
+    assert run(lambda: call_tool("train_prm", str(root / "toy.yaml"))) == 0
     return config, root / "toy.yaml"
 
 
@@ -79,7 +74,7 @@ def test_training_leaves_a_network_and_metrics(trained):
     assert metrics["images"] == 6
     assert set(metrics["average_precision"]) == {"box", "disc"}
     before = (folder / "final.pth").stat().st_mtime_ns
-    assert tool("train_prm.py").main([str(yaml)]) is None
+    assert call_tool("train_prm", str(yaml)) is None
     assert (folder / "final.pth").stat().st_mtime_ns == before
 
 
@@ -111,7 +106,7 @@ def test_the_step_learns_the_tags_of_coloured_shapes(tmp_path):
 
 def test_a_data_set_without_tags_is_refused(trained, capsys):
     _, yaml = trained
-    code = run(lambda: tool("train_prm.py").main([str(yaml), "--set", "data.tags=none.csv"]))
+    code = run(lambda: call_tool("train_prm", str(yaml), "--set", "data.tags=none.csv"))
     assert code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -130,25 +125,25 @@ def test_average_precision_by_hand():
 
 def test_agpl_labels_exports_and_continues(trained, tmp_path):
     config, yaml = trained
-    main = tool("pre/AGPL_label_assign.py").main
+    main = partial(call_tool, "pre/AGPL_label_assign")
     output, pickle = tmp_path / "labels", tmp_path / "labels.pkl"
     arguments = [str(yaml), "--output", str(output), "--peaks", str(tmp_path / "peaks"), "--workers", "1"]
-    assert main([*arguments, "--export", str(pickle)]) == 0
+    assert main(*arguments, "--export", str(pickle)) == 0
     ours, published = open_clusters(output), open_clusters(pickle)
     peaks, regions = Store.open(tmp_path / "peaks", "peaks"), Store.open(config.data.proposals, "regions")
     for name in (f"p{i}.png" for i in range(6)):
         expected = assign_from_peaks(regions.load_regions(name), load_peaks(peaks, name))
         for source in (ours, published):
-            np.testing.assert_array_equal(source.load(name).klass, expected.klass)
+            np.testing.assert_array_equal(source.load(name).class_ids, expected.class_ids)
             np.testing.assert_array_equal(source.load(name).cluster, expected.cluster)
     kept, removed = Store.open(output, "clusters").path("p0.png"), Store.open(output, "clusters").path("p1.png")
     before = kept.stat().st_mtime_ns
     removed.unlink()
-    assert main(arguments) == 0
+    assert main(*arguments) == 0
     assert removed.exists()
     assert kept.stat().st_mtime_ns == before
     with pytest.raises(CimError, match="other settings"):
-        main([*arguments, "--set", "assign.iou=0.4"])
+        main(*arguments, "--set", "assign.iou=0.4")
 
 
 def test_agpl_leaves_out_photos_without_proposals(trained, tmp_path, caplog):
@@ -156,7 +151,7 @@ def test_agpl_leaves_out_photos_without_proposals(trained, tmp_path, caplog):
     shutil.copytree(config.data.proposals, tmp_path / "regions")
     Store.open(tmp_path / "regions", "regions").path("p2.png").unlink()
     arguments = ["--output", tmp_path / "labels", "--peaks", tmp_path / "peaks", "--proposals", tmp_path / "regions"]
-    assert tool("pre/AGPL_label_assign.py").main([str(yaml), *map(str, arguments), "--workers", "1"]) == 0
+    assert call_tool("pre/AGPL_label_assign", str(yaml), *map(str, arguments), "--workers", "1") == 0
     assert "1 of 6 images have no proposals" in caplog.text and len(Store.open(tmp_path / "labels", "clusters")) == 5
 
 
@@ -165,7 +160,7 @@ def test_agpl_on_a_folder_without_a_config(trained, tmp_path):
     arguments = ["--dataset", "folder", "--images", config.data.images, "--tags", config.data.tags, "--workers", "1"]
     arguments += ["--proposals", config.data.proposals, "--work-dir", str(tmp_path)]
     arguments += ["--checkpoint", str(Path(config.work_dir) / "prm" / "final.pth")]
-    assert tool("pre/AGPL_label_assign.py").main(arguments) == 0
+    assert call_tool("pre/AGPL_label_assign", *arguments) == 0
     assert len(Store.open(tmp_path / "first_labels", "clusters")) == 6
 
 
@@ -176,21 +171,21 @@ def test_a_damaged_photo_harms_no_other(tmp_path, trained, capsys, caplog):
     photo.write_bytes(photo.read_bytes()[:200])
     checkpoint = str(Path(trained[0].work_dir) / "prm" / "final.pth")
     arguments = [str(tmp_path / "toy.yaml"), "--workers", "1", "--checkpoint", checkpoint]
-    assert run(lambda: tool("pre/AGPL_label_assign.py").main(arguments)) == 2
+    assert run(lambda: call_tool("pre/AGPL_label_assign", *arguments)) == 2
     assert "p2.png" in caplog.text
     assert len(Store.open(tmp_path / "run" / "first_labels", "clusters")) == 5
 
 
 @pytest.mark.parametrize("arguments", [[], ["--dataset", "voc", "--data-root", "nowhere"], ["no_such_config"]])
 def test_agpl_errors_are_one_line(arguments, capsys):
-    assert run(lambda: tool("pre/AGPL_label_assign.py").main(arguments)) == 2
+    assert run(lambda: call_tool("pre/AGPL_label_assign", *arguments)) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_agpl_without_a_trained_network_says_what_to_do(tmp_path, capsys):
     save_config(toy_config(tmp_path), tmp_path / "toy.yaml")
-    assert run(lambda: tool("pre/AGPL_label_assign.py").main([str(tmp_path / "toy.yaml")])) == 2
-    assert "train_PRM.sh" in capsys.readouterr().err
+    assert run(lambda: call_tool("pre/AGPL_label_assign", str(tmp_path / "toy.yaml"))) == 2
+    assert "cim prm" in capsys.readouterr().err
 
 
 def test_points_label_with_either_tool(trained, tmp_path):
@@ -200,16 +195,16 @@ def test_points_label_with_either_tool(trained, tmp_path):
     for number in range(6):
         (points / f"p{number}.txt").write_text(f"{W / 2} {H / 2} {number % 2} 1.0\n")
     for name, extra in (
-        ("pre/point_level_label_assign.py", ["--points", str(points)]),
-        ("pre/AGPL_label_assign.py", ["--set", f"assign.points={points}"]),
+        ("pre/point_level_label_assign", ["--points", str(points)]),
+        ("pre/AGPL_label_assign", ["--set", f"assign.points={points}"]),
     ):
         output = tmp_path / Path(name).stem
-        assert tool(name).main([str(yaml), "--output", str(output), "--workers", "1", *extra]) == 0
+        assert call_tool(name, yaml, "--output", output, "--workers", "1", *extra) == 0
         regions = Store.open(config.data.proposals, "regions").load_regions("p1.png")
         expected = assign_from_points(regions, np.array([[W / 2, H / 2, 1]]))
-        np.testing.assert_array_equal(open_clusters(output).load("p1.png").klass, expected.klass)
+        np.testing.assert_array_equal(open_clusters(output).load("p1.png").class_ids, expected.class_ids)
     with pytest.raises(CimError, match="no points given"):
-        tool("pre/point_level_label_assign.py").main([str(yaml)])
+        call_tool("pre/point_level_label_assign", str(yaml))
 
 
 # ---------------------------------------------------------------------- retrieval and pictures
@@ -218,11 +213,11 @@ def test_points_label_with_either_tool(trained, tmp_path):
 def slow_values(masks, maps, peaks, responses, constants):
     """METHOD section 2, last item, on pictures."""
     values = np.full((len(peaks), len(masks)), -np.inf)
-    for p, (klass, _, _) in enumerate(peaks.index):
+    for p, (class_id, _, _) in enumerate(peaks.index):
         size = masks.shape[:0:-1]
         response = cv2.resize(responses[p].astype(np.float64), size)
         response /= response.sum()
-        stretched = cv2.resize(maps[klass].astype(np.float64), size)
+        stretched = cv2.resize(maps[class_id].astype(np.float64), size)
         background = stretched < constants.background_factor * stretched.mean()
         for n, mask in enumerate(masks):
             if not constants.smallest <= mask.mean() <= constants.largest:
@@ -259,11 +254,11 @@ def test_retrieval_takes_the_best_of_each_peak_and_drops_overlaps():
     masks, maps, peaks, responses = retrieval_case(0)
     regions = RegionSet.from_masks(masks)
     values = proposal_values(regions, maps, peaks, responses, Retrieval())
-    proposal, klass, score = retrieve(regions, maps, peaks, responses)
+    proposal, class_ids, score = retrieve(regions, maps, peaks, responses)
     best = values.max(1)
     assert score[0] == pytest.approx(best.max())
     assert (np.diff(score) <= 0).all()
-    assert klass[0] == peaks.index[best.argmax(), 0]
+    assert class_ids[0] == peaks.index[best.argmax(), 0]
     overlap = regions.iou()[np.ix_(proposal, proposal)]
     assert (overlap[~np.eye(len(proposal), dtype=bool)] <= 0.3).all()
     one, _, _ = retrieve(regions, maps, peaks, responses, Retrieval(nms_iou=-1.0))
@@ -286,7 +281,7 @@ def test_retrieval_of_nothing():
 def test_prm_instances_writes_results(trained, tmp_path):
     config, yaml = trained
     output = tmp_path / "results.json"
-    assert tool("prm_instances.py").main([str(yaml), "--use-tags", "--output", str(output)]) == 0
+    assert call_tool("prm_instances", str(yaml), "--use-tags", "--output", str(output)) == 0
     results = json.loads(output.read_text())
     assert {entry["image_id"] for entry in results} <= {f"p{i}.png" for i in range(6)}
     assert results
@@ -300,12 +295,12 @@ def test_prm_instances_writes_results(trained, tmp_path):
 def test_pictures_are_drawn(trained, tmp_path):
     _, yaml = trained
     arguments = [str(yaml), "--output", str(tmp_path), "--photos", "p0.png"]
-    assert tool("prm_pictures.py").main(arguments) is None
+    assert call_tool("prm_pictures", *arguments) is None
     with Image.open(tmp_path / "p0.png") as picture:
         assert picture.width > 4 * W  # four panels
         assert len(picture.getcolors(1 << 20)) > 50
     with pytest.raises(CimError, match="no such photo"):
-        tool("prm_pictures.py").main([str(yaml), "--photos", "nothing.png"])
+        call_tool("prm_pictures", str(yaml), "--photos", "nothing.png")
 
 
 def test_scores_stay_finite_on_a_black_photo(trained):

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from doors import call_tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cim.cli import run
-from cim.proposal_quality import KINDS, classify, decode_masks, measure, summarise
-from cim.regions import RegionSet
-from cim.store import Store
+from cim.cli.common import run
+from cim.core.regions import RegionSet
+from cim.proposals.quality import KINDS, classify, decode_masks, measure, summarise
+from cim.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-import proposal_recall  # noqa: E402
 
 H, W = 10, 20
 
@@ -138,7 +136,7 @@ def dataset(root: Path, images: int = 2) -> Path:
 def test_tool_writes_table_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     truth = dataset(tmp_path)
     arguments = ["--proposals", str(tmp_path / "store"), "--annotations", str(truth), "--counts", "3", "1", "2"]
-    assert proposal_recall.main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert call_tool("proposal_recall", *arguments, "--output", tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "recall.json").read_text())["counts"]
     assert list(found) == ["1", "2", "3"]
     assert [found[n]["recall@0.75"] for n in found] == [0, 0.5, 1]
@@ -151,8 +149,8 @@ def test_tool_names_photos_without_proposals(tmp_path: Path, capsys: pytest.Capt
     truth = dataset(tmp_path)
     (tmp_path / "store" / "2.npz").unlink()
     arguments = ["--proposals", str(tmp_path / "store"), "--annotations", str(truth), "--no-oracle"]
-    assert run(lambda: proposal_recall.main(arguments)) == 2
+    assert run(lambda: call_tool("proposal_recall", *arguments)) == 2
     assert "1 of 2 annotated photos" in capsys.readouterr().err
-    assert proposal_recall.main([*arguments, "--allow-missing"]) == 0
-    assert run(lambda: proposal_recall.main(["--proposals", str(tmp_path), "--annotations", str(truth)])) == 2
-    assert run(lambda: proposal_recall.main([*arguments, "--counts", "0"])) == 2
+    assert call_tool("proposal_recall", *arguments, "--allow-missing") == 0
+    assert run(lambda: call_tool("proposal_recall", "--proposals", tmp_path, "--annotations", truth)) == 2
+    assert run(lambda: call_tool("proposal_recall", *arguments, "--counts", "0")) == 2

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cim.errors import CimError
-from cim.published import (
+from cim.core.errors import CimError
+from cim.core.regions import RegionSet
+from cim.core.types import Clusters
+from cim.storage.published import (
     PublishedProposals,
     clusters_from_mat,
     image_id_of,
@@ -23,9 +25,7 @@ from cim.published import (
     read_pickle,
     write_pickle,
 )
-from cim.regions import RegionSet
-from cim.store import Store
-from cim.types import Clusters
+from cim.storage.store import Store
 
 ARRAYS = [
     np.arange(12, dtype=np.float16).reshape(3, 4),
@@ -286,8 +286,8 @@ def test_first_labels_from_the_published_matrix(reference, tmp_path):
     source = open_clusters(tmp_path / "label_assign.pkl")
     for name, mat in published.items():
         clusters = source.load(int(name.replace("_", "")))
-        for row, klass, cluster in zip(mat, clusters.klass, clusters.cluster, strict=True):
-            assert (klass, cluster) == ((int(row.argmax()), int(row.max())) if row.any() else (-1, 0))
+        for row, class_id, cluster in zip(mat, clusters.class_ids, clusters.cluster, strict=True):
+            assert (class_id, cluster) == ((int(row.argmax()), int(row.max())) if row.any() else (-1, 0))
         back = mat_from_clusters(clusters, mat.shape[1] - 1)
         assert back.dtype == np.float32
         np.testing.assert_array_equal(back, mat)
@@ -298,12 +298,12 @@ def test_first_labels_from_the_published_matrix(reference, tmp_path):
 
 def test_first_labels_from_our_store(tmp_path):
     store = Store.create(tmp_path / "c", "clusters", {})
-    store.save(3, klass=np.array([-1, 0, 2]), cluster=np.array([0, 2, 1]))
+    store.save(3, class_ids=np.array([-1, 0, 2]), cluster=np.array([0, 2, 1]))
     store.save(4, other=np.zeros(1))
     source = open_clusters(tmp_path / "c")
     clusters = source.load(3)
-    assert isinstance(clusters, Clusters) and clusters.klass.dtype == np.int64
-    assert clusters.klass.tolist() == [-1, 0, 2] and clusters.cluster.tolist() == [0, 2, 1]
+    assert isinstance(clusters, Clusters) and clusters.class_ids.dtype == np.int64
+    assert clusters.class_ids.tolist() == [-1, 0, 2] and clusters.cluster.tolist() == [0, 2, 1]
     with pytest.raises(CimError, match="damaged clusters file"):
         source.load(4)
 

@@ -13,22 +13,24 @@ import pytest
 import small_run
 import torch
 import yaml
+from doors import TOOLS, run_tool
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
 
 from cim import load_model
-from cim.build import build_dataset
-from cim.checkpoint import load_checkpoint
-from cim.config import RefineConfig, load_config
-from cim.errors import CimError
-from cim.export import NAME, label_path
-from cim.layout import Layout
-from cim.mask_detector import MaskDetector, load_detector
-from cim.mask_pixels import mask_boxes, target_size
+from cim.config.build import build_dataset
+from cim.config.loading import load_config
+from cim.config.run_paths import RunPaths
+from cim.config.schema import RefineConfig
+from cim.core.errors import CimError
+from cim.core.photo import read_photo
+from cim.engine.checkpoints import load_checkpoint
+from cim.labels.export import NAME, label_path
+from cim.mask_rcnn.detect import MaskDetector, load_detector
+from cim.mask_rcnn.pixels import mask_boxes, target_size
+from cim.mask_rcnn.train import LabelSource, _param_groups, open_labels, refine_step, train_mask_rcnn
 from cim.models import mask_rcnn
 from cim.models.mask_rcnn import BUILDS, build_mask_rcnn, weighted_box_losses, weighted_mask_loss
-from cim.photo import read_photo
-from cim.refine import LabelSource, _param_groups, open_labels, refine_step, train_mask_rcnn
 
 TINY = {"channels": 8, "hidden": 16, "mask_layers": 1, "regions": 16, "before": 50, "after": 20}
 
@@ -183,9 +185,9 @@ def test_weights_of_one_are_torchvisions_losses():
 def test_background_keeps_its_weight():
     scores, regression, labels, offsets = regions()
     none, _ = weighted_box_losses(scores, regression, labels, offsets, [torch.zeros(5)] * 2)
-    klass = torch.cat(labels)
-    losses = torch.nn.functional.cross_entropy(scores, klass, reduction="none")
-    assert torch.allclose(none, losses[klass == 0].sum() / 10)
+    class_ids = torch.cat(labels)
+    losses = torch.nn.functional.cross_entropy(scores, class_ids, reduction="none")
+    assert torch.allclose(none, losses[class_ids == 0].sum() / 10)
 
 
 def test_mask_loss():
@@ -262,10 +264,10 @@ def test_detector(size):
     assert found.size == size
     if min(size) < 3:
         return  # half of one pixel is none; that it ends well is all
-    assert found.klass.tolist() == [1, 0]
+    assert found.class_ids.tolist() == [1, 0]
     assert found.boxes[0].tolist() == pytest.approx([0, 0, size[1] / 2, size[0] / 2], abs=2)
     assert coco_mask.decode(found.rles[0]).shape == size
-    assert detector(photo, None, [0]).klass.tolist() == [0]
+    assert detector(photo, None, [0]).class_ids.tolist() == [0]
     assert len(detector(photo, threshold=0.95)) == 0 and detector(photo, threshold=0.95).boxes.shape == (0, 4)
 
 
@@ -299,23 +301,23 @@ def trained(tmp_path_factory):
     }
     path.write_text(yaml.safe_dump(values))
     labels = ("--labels", folder / "truth.json", "--images", folder / "photos")
-    assert small_run.run_tool("train_mask_rcnn", path, *labels) == 0
+    assert run_tool("train_mask_rcnn", path, *labels) == 0
     return path
 
 
 def test_training_leaves_a_checkpoint_and_a_row(trained):
-    layout = Layout(load_config(trained))
-    state = load_checkpoint(layout.refine_dir / "final.pth")
+    paths = RunPaths(load_config(trained))
+    state = load_checkpoint(paths.refine_dir / "final.pth")
     assert state["meta"]["kind"] == "mask_rcnn" and tuple(state["meta"]["classes"]) == small_run.CLASSES
-    log = [json.loads(text) for text in (layout.refine_dir / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(text) for text in (paths.refine_dir / "log.jsonl").read_text().splitlines()]
     assert "loss_mask" in str(log) and "loss_objectness" in str(log)
-    rows = json.loads(layout.metrics.read_text())["rows"]
+    rows = json.loads(paths.metrics.read_text())["rows"]
     assert "mAP@0.50" in rows["CIM + Mask R-CNN"]
 
 
 def test_predicts_without_proposals(trained):
-    layout = Layout(load_config(trained))
-    predictor = load_model(layout.refine_dir, device="cpu")
+    paths = RunPaths(load_config(trained))
+    predictor = load_model(paths.refine_dir, device="cpu")
     photo = build_dataset(load_config(trained).data, "val")[0].path
     found = predictor.predict(photo, score_threshold=0.0)
     assert predictor.classes == small_run.CLASSES and found.image.shape[:2] == small_run.SIZE
@@ -323,19 +325,19 @@ def test_predicts_without_proposals(trained):
 
 
 def test_same_weights_same_detections(trained):
-    path = Layout(load_config(trained)).refine_dir / "final.pth"
+    path = RunPaths(load_config(trained)).refine_dir / "final.pth"
     photo = read_photo(build_dataset(load_config(trained).data, "val")[0].path)
     first, second = (load_detector(load_checkpoint(path), path, torch.device("cpu"))(photo) for _ in range(2))
     assert np.array_equal(first.score, second.score) and first.rles == second.rles
 
 
 def test_one_more_round(trained, monkeypatch):
-    path = Layout(load_config(trained)).refine_dir / "final.pth"
+    path = RunPaths(load_config(trained)).refine_dir / "final.pth"
     state = load_checkpoint(path)
     detector = load_detector(state, path, torch.device("cpu"))
     fixed = MaskDetector(Fixed(), detector.classes, detector.device)
-    monkeypatch.setattr("cim.mask_detector.load_detector", lambda *_: fixed)
-    assert small_run.run_tool("generate_mask_for_MaskRCNN", trained, "--from-mask-rcnn") == 0
+    monkeypatch.setattr("cim.mask_rcnn.detect.load_detector", lambda *_: fixed)
+    assert run_tool("generate_mask_for_MaskRCNN", trained, "--from-mask-rcnn") == 0
     labels = label_path(load_config(trained), "train", round_two=True)
     assert labels.name == f"{NAME}_round2.json"
     content = json.loads(labels.read_text())
@@ -367,11 +369,11 @@ def test_a_stopped_run_continues_exactly(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return refine_step(*given)
 
-    monkeypatch.setattr("cim.refine.refine_step", interrupted)
+    monkeypatch.setattr("cim.mask_rcnn.train.refine_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_mask_rcnn(config, labels, photos, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "final.pth").exists()
-    monkeypatch.setattr("cim.refine.refine_step", refine_step)
+    monkeypatch.setattr("cim.mask_rcnn.train.refine_step", refine_step)
     torch.manual_seed(99)  # whatever the new process's generator holds
     continued = load_checkpoint(train_mask_rcnn(config, labels, photos, tmp_path / "stopped"))["model"]
     assert all(torch.equal(continued[name], value) for name, value in whole.items())
@@ -388,15 +390,15 @@ def test_mixed_precision(tmp_path):
 def test_torchrun(tmp_path):
     """Two processes through the tool itself; its one row is written once."""
     path, labels, photos = short_run(tmp_path, updates=2, step=[])
-    tool = small_run.TOOLS / "train_mask_rcnn.py"
+    tool = TOOLS / "train_mask_rcnn.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tool)]
     arguments = [str(path), "--labels", str(labels), "--images", str(photos)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command + arguments, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-2000:]
-    layout = Layout(load_config(path))
-    assert (layout.refine_dir / "final.pth").is_file()
-    assert list(json.loads(layout.metrics.read_text())["rows"]) == ["CIM + Mask R-CNN"]
+    paths = RunPaths(load_config(path))
+    assert (paths.refine_dir / "final.pth").is_file()
+    assert list(json.loads(paths.metrics.read_text())["rows"]) == ["CIM + Mask R-CNN"]
 
 
 def test_the_trunk_learns_at_its_own_rate(network):
@@ -411,10 +413,10 @@ def test_the_trunk_learns_at_its_own_rate(network):
 
 def test_no_labels_yet(tmp_path, capsys):
     path = small_run.small_config(tmp_path)
-    assert small_run.run_tool("train_mask_rcnn", path) == 2
+    assert run_tool("train_mask_rcnn", path) == 2
     error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and "generate_msrcnn_label.sh" in error[0]
-    assert small_run.run_tool("generate_mask_for_MaskRCNN", path, "--from-mask-rcnn") == 2
+    assert len(error) == 1 and "cim export" in error[0]
+    assert run_tool("generate_mask_for_MaskRCNN", path, "--from-mask-rcnn") == 2
 
 
 def test_foreign_checkpoint(trained):

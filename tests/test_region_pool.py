@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cim.config import Config, load_config
+from cim.config.loading import load_config
+from cim.config.schema import Config
+from cim.core.errors import CimError
+from cim.core.photo import read_photo
+from cim.core.regions import RegionSet
 from cim.datasets.base import Dataset, Record
-from cim.errors import CimError
-from cim.feature_cache import FeatureCache
 from cim.models.region_pool import RegionPool, cell_cover, ring_cover
-from cim.photo import read_photo
-from cim.regions import RegionSet
-from cim.samples import make_sample
-from cim.training import cached_features
+from cim.training.feature_cache import FeatureCache
+from cim.training.samples import make_sample
+from cim.training.train import cached_features
 
 
 def slow_cover(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -139,7 +140,7 @@ def test_without_images_calibration_changes_nothing():
 
 
 def test_axes_that_do_not_fit_the_trunk_are_told(tmp_path):
-    from cim.build import build_model
+    from cim.config.build import build_model
 
     config = light(tmp_path)
     config.model.axes = (64,)
@@ -166,7 +167,7 @@ def light(tmp_path, **train) -> Config:
 
 
 def test_cached_features_give_the_same_scores(tmp_path, photos):
-    from cim.build import build_model
+    from cim.config.build import build_model
 
     torch.manual_seed(0)
     config = light(tmp_path)
@@ -185,7 +186,7 @@ def test_cached_features_give_the_same_scores(tmp_path, photos):
 
 
 def test_features_are_not_kept_for_a_trunk_that_learns_or_flips(tmp_path, photos):
-    from cim.build import build_model
+    from cim.config.build import build_model
 
     config = light(tmp_path, flip=True)
     with pytest.raises(CimError, match="cache_features=false"):

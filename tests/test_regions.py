@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.io import loadmat
 
-from cim import regions as regions_module
-from cim.errors import CimError
-from cim.regions import RegionSet, load_members, overlaps
+from cim.core import regions as regions_module
+from cim.core.errors import CimError
+from cim.core.regions import RegionSet, load_members, overlaps
 
 MASKS = hnp.arrays(bool, st.tuples(st.integers(0, 19), st.integers(1, 7), st.integers(1, 9)))
 few = settings(max_examples=60, deadline=None)

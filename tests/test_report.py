@@ -11,24 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from doors import run_tool
 from PIL import Image
-from small_album import disc, rle, write_album
-from small_run import run_tool
+from small_photo_set import disc, rle, write_photo_set
 
-from cim.album import Album
-from cim.charts import HEIGHT, WIDTH, Line, line_chart, smooth
-from cim.coco_results import load_ground_truth, read_results
-from cim.diagnosis import diagnose
-from cim.evaluation import evaluate_voc, precision_curves
-from cim.gallery import Budget, choose, image_quality, rank_photos
-from cim.metrics_file import merge_entries, metric_row
+from cim.evaluation.coco_results import load_ground_truth, read_results
+from cim.evaluation.diagnosis import diagnose
+from cim.evaluation.metrics import evaluate_voc, precision_curves
+from cim.evaluation.metrics_file import merge_entries, metric_row
+from cim.pictures.charts import HEIGHT, WIDTH, Line, line_chart, smooth
+from cim.pictures.gallery import Budget, choose, image_quality, rank_photos
+from cim.pictures.photo_set import PhotoSet
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 @pytest.fixture
 def paths(tmp_path):
-    return write_album(tmp_path / "data", photos=9)
+    return write_photo_set(tmp_path / "data", photos=9)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_empty_run_names_the_commands(tmp_path):
     assert main([str(tmp_path / "empty")]) == 0
     text = (tmp_path / "empty" / "report.html").read_text()
     assert text.count('class="note"') == 9
-    for command in ("eval_CIM.sh", "train_CIM.sh", "generate_mask_for_MaskRCNN.py", "--annotations"):
+    for command in ("cim evaluate", "cim train", "cim export", "--annotations"):
         assert command in text
     assert not _Tags(text).open
 
@@ -158,8 +158,8 @@ def test_budget_bounds_the_page():
 
 
 def test_photos_are_ranked_by_overlap(paths):
-    album = Album.read(paths["annotations"], paths["images"])
-    ranked = rank_photos(album, album.results(paths["results"]))
+    photo_set = PhotoSet.read(paths["annotations"], paths["images"])
+    ranked = rank_photos(photo_set, photo_set.results(paths["results"]))
     assert [scored.image_id for scored in ranked] == list(range(10, 18))  # 18 has no instances
     assert ranked[0].quality == 1.0
     ratio = disc((90, 120), 45, 30, 22).sum() / disc((90, 120), 45, 30, 25).sum()

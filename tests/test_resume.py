@@ -15,9 +15,9 @@ import pytest
 import torch
 from toys import toy_fit
 
-from cim.engine import load_checkpoint
-from cim.errors import CimError
-from cim.runlog import read_log
+from cim.core.errors import CimError
+from cim.engine.fit import load_checkpoint
+from cim.engine.run_logger import read_log
 
 
 def same(one: Path, two: Path) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cim.errors import CimError
+from cim.core.errors import CimError
 from cim.proposals.sam import SamOptions, SamProposer, _regions
 
 LOOSE = SamOptions(iou_threshold=-1, stability_threshold=-1, min_area=0, max_area=1, max_proposals=5)

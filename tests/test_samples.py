@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cim.core.errors import CimError
+from cim.core.regions import RegionSet
+from cim.core.types import Clusters
 from cim.datasets.base import Record
-from cim.errors import CimError
-from cim.published import PublishedProposals
-from cim.regions import RegionSet
-from cim.samples import frame, keep_best, make_sample, normalise, overlaps_of
-from cim.types import Clusters
+from cim.storage.published import PublishedProposals
+from cim.training.samples import frame, keep_best, make_sample, normalise, overlaps_of
 
 H, W = 40, 60
 
@@ -48,7 +48,7 @@ def test_frame_and_contents(record: Record, regions: RegionSet):
     torch.testing.assert_close(sample.boxes, torch.from_numpy(regions.boxes) * 2)
     assert torch.equal(sample.grids, torch.from_numpy(regions.grids).float())
     assert sample.tags.tolist() == [0, 1, 0]
-    assert sample.klass.tolist() == [2, -1, 0] and sample.cluster.tolist() == [1, 0, 2]
+    assert sample.class_ids.tolist() == [2, -1, 0] and sample.cluster.tolist() == [1, 0, 2]
     red = sample.image[:, 40, 20]
     torch.testing.assert_close(red, torch.tensor([(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225]))
     resized = regions.resize((80, 120)).masks()
@@ -64,7 +64,7 @@ def test_flip_mirrors_everything(record: Record, regions: RegionSet):
     assert np.array_equal(flipped.members.numpy()[:, flipped.atoms.numpy()], mirrored.masks())
     straight = make_sample(record, regions, None, W, False, 3)
     assert torch.equal(flipped.image, straight.image.flip(2))
-    assert flipped.klass.tolist() == [-1, -1, -1]
+    assert flipped.class_ids.tolist() == [-1, -1, -1]
 
 
 def test_overlaps_equal_the_regions_own(record: Record, regions: RegionSet):
@@ -78,7 +78,7 @@ def test_overlaps_equal_the_regions_own(record: Record, regions: RegionSet):
 def test_cap_keeps_the_best_rows_in_order(record: Record, regions: RegionSet):
     sample = make_sample(record, regions, clusters(), W, False, 3, max_proposals=2)
     assert sample.proposal.tolist() == [1, 2]
-    assert sample.klass.tolist() == [-1, 0]
+    assert sample.class_ids.tolist() == [-1, 0]
     torch.testing.assert_close(sample.boxes, torch.from_numpy(regions.boxes[1:]))
     np.testing.assert_array_equal(overlaps_of(sample).iou.numpy(), regions.iou()[1:, 1:])
 
@@ -106,7 +106,7 @@ def test_published_proposals(record: Record, regions: RegionSet, tmp_path: Path)
     published = PublishedProposals(regions.boxes, regions.grids, regions.scores, *paths)
     sample = make_sample(record, published, clusters(), 120, True, 3, max_proposals=2).to("cpu")
     ours = make_sample(record, regions, clusters(), 120, True, 3, max_proposals=2)
-    for name in ("image", "boxes", "grids", "klass", "proposal"):
+    for name in ("image", "boxes", "grids", "class_ids", "proposal"):
         assert torch.equal(getattr(sample, name), getattr(ours, name)), name
     for mine, theirs in zip(overlaps_of(sample), overlaps_of(ours), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from cim.regions import RegionSet
-from cim.selection import box_iou_published, compressed_rles, greedy_nms, select
+from cim.core.regions import RegionSet
+from cim.inference.selection import box_iou_published, compressed_rles, greedy_nms, select
 
 
 def random_regions(rng: np.random.Generator, count: int, size: tuple[int, int] = (30, 40)) -> RegionSet:
@@ -36,13 +36,13 @@ def slow_box_iou(a: np.ndarray, b: np.ndarray, size: tuple[int, int]) -> float:
 
 def slow_select(iou: np.ndarray, scores: np.ndarray, threshold: float, limit: float, most: int | None) -> set:
     kept = []
-    for klass in range(scores.shape[1]):
-        order = sorted(np.flatnonzero(scores[:, klass] > threshold), key=lambda i: (-scores[i, klass], i))
+    for class_id in range(scores.shape[1]):
+        order = sorted(np.flatnonzero(scores[:, class_id] > threshold), key=lambda i: (-scores[i, class_id], i))
         alive: list[int] = []
         for i in order:
             if all(iou[j, i] <= limit for j in alive):
                 alive.append(i)
-        kept += [(int(i), klass) for i in alive]
+        kept += [(int(i), class_id) for i in alive]
     if most is not None and len(kept) > most:
         cut = sorted((scores[pair] for pair in kept), reverse=True)[most - 1]
         kept = [pair for pair in kept if scores[pair] >= cut]
@@ -66,11 +66,11 @@ def test_equals_the_loop(seed, count, nms, most, steps):
         iou = regions.iou()
     else:
         iou = np.array([[slow_box_iou(a, b, regions.size) for a in regions.boxes] for b in regions.boxes])
-    pairs = set(zip(found.proposal.tolist(), found.klass.tolist()))
+    pairs = set(zip(found.proposal.tolist(), found.class_ids.tolist()))
     assert pairs == slow_select(iou, scores, 0.2, 0.3, most)
     assert len(pairs) == len(found)
     assert (np.diff(found.score) <= 0).all()
-    assert np.array_equal(found.score, scores[found.proposal, found.klass])
+    assert np.array_equal(found.score, scores[found.proposal, found.class_ids])
     assert np.array_equal(found.boxes, regions.boxes[found.proposal])
 
 
@@ -92,10 +92,10 @@ def test_long_ranking_crosses_blocks():
     scores = rng.random((900, 3)).astype(np.float32)
     suppresses = rng.random((900, 900)) < 0.004
     suppresses |= suppresses.T | np.eye(900, dtype=bool)
-    proposal, klass = greedy_nms(suppresses, scores, scores > 0.1, None)
+    proposal, class_ids = greedy_nms(suppresses, scores, scores > 0.1, None)
     expected = slow_select(suppresses.astype(float), scores, 0.1, 0.5, None)
     assert len(expected) > 600  # more than one block of the ranking
-    assert set(zip(proposal.tolist(), klass.tolist())) == expected
+    assert set(zip(proposal.tolist(), class_ids.tolist())) == expected
 
 
 def test_tags_restrict_classes():
@@ -105,8 +105,8 @@ def test_tags_restrict_classes():
         select(regions, scores, 1, max_per_image=None),
         select(regions, scores, 1, max_per_image=None, tags=(1, 3)),
     )
-    assert set(some.klass.tolist()) == {1, 3}
-    wanted = np.isin(everything.klass, (1, 3))
+    assert set(some.class_ids.tolist()) == {1, 3}
+    wanted = np.isin(everything.class_ids, (1, 3))
     assert np.array_equal(everything.proposal[wanted], some.proposal)
     assert len(select(regions, scores, 1, tags=())) == 0
 
@@ -141,7 +141,7 @@ def test_published_detections(reference, name):
     regions = RegionSet.from_masks(np.stack(list(scipy.io.loadmat(path)["maskmat"][:, 0])))
     image_id = int(name.replace("_", ""))
     found = select(regions, scores, image_id)
-    ours = {(int(k) + 1, float(s), r["counts"]) for k, s, r in zip(found.klass, found.score, found.rles)}
+    ours = {(int(k) + 1, float(s), r["counts"]) for k, s, r in zip(found.class_ids, found.score, found.rles)}
     theirs = {
         (p["category_id"], p["score"], p["segmentation"]["counts"]) for p in published if p["image_id"] == image_id
     }

@@ -8,9 +8,9 @@ import pickle
 import numpy as np
 import pytest
 
-from cim.errors import CimError
-from cim.regions import RegionSet
-from cim.store import Store
+from cim.core.errors import CimError
+from cim.core.regions import RegionSet
+from cim.storage.store import Store
 
 MADE = {"maker": "test", "threshold": 0.5, "trained_on_masks": None}
 

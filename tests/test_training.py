@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import doors
 import numpy as np
 import pytest
 import torch
@@ -17,17 +16,16 @@ from PIL import Image
 from torch import nn
 from toy_photos import CLASSES, make_photos
 
-from cim.build import build_dataset
-from cim.cli import run
-from cim.config import Config
-from cim.engine import load_checkpoint
-from cim.errors import CimError
-from cim.generation import provenance
+from cim.config.build import build_dataset, proposer_options
+from cim.config.schema import Config
+from cim.core.errors import CimError
+from cim.core.regions import RegionSet
+from cim.engine.fit import load_checkpoint
+from cim.engine.run_logger import read_log
 from cim.models.backbones import Backbone
-from cim.regions import RegionSet
-from cim.runlog import read_log
-from cim.store import Store
-from cim.training import CIMSource, missing_stages, open_artefacts, train_cim
+from cim.proposals.stage import provenance
+from cim.storage.store import Store
+from cim.training.train import CIMSource, missing_stages, open_artefacts, train_cim
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +43,7 @@ def small_trunk(monkeypatch) -> None:
         layers = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.ReLU(), nn.Conv2d(16, 16, 2, 2), nn.ReLU())
         return Backbone(layers, 8, 16)
 
-    monkeypatch.setattr("cim.build.build_backbone", build)
+    monkeypatch.setattr("cim.config.build.build_backbone", build)
 
 
 def source_of(config: Config) -> CIMSource:
@@ -53,16 +51,8 @@ def source_of(config: Config) -> CIMSource:
     return CIMSource(dataset, *open_artefacts(config), config.train.sides, True, config.train.max_proposals)
 
 
-def train_tool():
-    spec = importlib.util.spec_from_file_location("train_tool", ROOT / "tools" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_tool"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def run_tool(*arguments: object) -> int:
-    return run(lambda: train_tool().main([str(a) for a in arguments]))
+    return doors.run_tool("train", *arguments)
 
 
 def test_tool_end_to_end(config: Config, tmp_path: Path, capsys):
@@ -133,7 +123,7 @@ def test_images_without_proposals_or_tags_are_skipped(config: Config, tmp_path: 
     regions.save_regions("p1.png", RegionSet(np.zeros((48, 64), np.int32), np.zeros((0, 1), bool)))
     dataset = build_dataset(config.data, "train")
     records = tuple(replace(r, tags=() if r.image_id == "p2.png" else r.tags) for r in dataset)
-    monkeypatch.setattr("cim.training.build_dataset", lambda *_: replace(dataset, records=records))
+    monkeypatch.setattr("cim.training.train.build_dataset", lambda *_: replace(dataset, records=records))
     Store.open(tmp_path / "labels", "clusters").path("p3.png").unlink()
     source = replace(source_of(config), dataset=replace(dataset, records=records))
     assert [source.sample(i, np.random.default_rng(0)) is None for i in range(6)] == [True] * 3 + [False] * 3
@@ -151,12 +141,12 @@ def test_missing_artefacts_name_their_command(config: Config, tmp_path: Path):
     points = config.assign.model_copy(update={"points": str(tmp_path)})
     assert missing_stages(config.model_copy(update={"assign": points})) == ["first_labels"]
     data = config.data.model_copy(update={"first_labels": str(tmp_path / "none")})
-    with pytest.raises(CimError, match="AGPL_label_assign"):
+    with pytest.raises(CimError, match="cim labels"):
         train_cim(config.model_copy(update={"data": data}))
     data = config.data.model_copy(update={"proposals": str(tmp_path / "none")})
     without = config.model_copy(update={"data": data})
     assert missing_stages(without) == ["proposals", "prm", "first_labels"]
-    with pytest.raises(CimError, match="generate_proposals"):
+    with pytest.raises(CimError, match="cim proposals"):
         train_cim(without)
 
 
@@ -165,7 +155,7 @@ def test_gaps_are_filled_in_our_own_proposals_alone(config: Config, tmp_path: Pa
     regions.path("p0.png").unlink()
     assert missing_stages(config) == []  # made by something else: that image is left out
     made = json.loads((regions.root / "manifest.json").read_text())
-    made["provenance"] = provenance(config.proposals)
+    made["provenance"] = provenance(proposer_options(config.proposals))
     (regions.root / "manifest.json").write_text(json.dumps(made))
     assert missing_stages(config)[0] == "proposals"
 
@@ -186,16 +176,16 @@ def test_a_trained_run_with_other_tags_is_refused(config: Config, monkeypatch):
     train_cim(config)
     dataset = build_dataset(config.data, "train")
     records = (replace(dataset[0], tags=(1 - dataset[0].tags[0],)), *dataset.records[1:])
-    monkeypatch.setattr("cim.training.build_dataset", lambda *_: replace(dataset, records=records))
+    monkeypatch.setattr("cim.training.train.build_dataset", lambda *_: replace(dataset, records=records))
     with pytest.raises(CimError, match="photos_and_tags"):
         train_cim(config)
 
 
 def test_published_proposals_are_never_replaced_silently(config: Config, tmp_path: Path, monkeypatch):
     dataset = build_dataset(config.data, "train")
-    monkeypatch.setattr("cim.training.build_dataset", lambda *_: dataset)
+    monkeypatch.setattr("cim.training.train.build_dataset", lambda *_: dataset)
     data = config.data.model_copy(update={"dataset": "voc", "proposals": str(tmp_path / "none")})
-    with pytest.raises(CimError, match="import_proposals"):
+    with pytest.raises(CimError, match="cim import"):
         missing_stages(config.model_copy(update={"data": data}))
 
 
@@ -219,7 +209,7 @@ def test_other_settings_or_network_are_refused(config: Config):
 def test_class_counts_that_disagree(config: Config, tmp_path: Path):
     labels = Store.open(tmp_path / "labels", "clusters")
     for number in range(6):
-        labels.save(f"p{number}.png", klass=np.full(12, 7), cluster=np.ones(12, np.int64))
+        labels.save(f"p{number}.png", class_ids=np.full(12, 7), cluster=np.ones(12, np.int64))
     with pytest.raises(CimError, match="class numbers of image"):
         train_cim(config)
 

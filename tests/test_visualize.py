@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from doors import run_tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 from skimage.color import rgb2lab
-from small_album import disc, rle, write_album
-from small_run import run_tool
+from small_photo_set import disc, rle, write_photo_set
 
-from cim import visualize
-from cim.album import Album
-from cim.errors import CimError
-from cim.visualize import class_colour, decode, draw_instances, shrink, side_by_side
+from cim.core.errors import CimError
+from cim.pictures import visualize
+from cim.pictures.photo_set import PhotoSet
+from cim.pictures.visualize import class_colour, decode, draw_instances, shrink, side_by_side
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (80, 100)
@@ -28,7 +28,7 @@ PHOTO = np.full((*SIZE, 3), 128, np.uint8)
 
 def test_fill_is_a_blend_and_the_outside_stays():
     mask = disc(SIZE, 40, 50, 25)
-    drawn = draw_instances(PHOTO, mask[None], klass=[4], alpha=0.5)
+    drawn = draw_instances(PHOTO, mask[None], class_ids=[4], alpha=0.5)
     expected = (128 + np.array(class_colour(4))) / 2
     np.testing.assert_allclose(drawn[40, 50], expected, atol=1)
     assert (drawn[~disc(SIZE, 40, 50, 29)] == 128).all()
@@ -37,8 +37,8 @@ def test_fill_is_a_blend_and_the_outside_stays():
 
 def test_small_instance_stays_visible_on_a_large_one():
     large, small = disc(SIZE, 40, 50, 35), disc(SIZE, 40, 50, 10)
-    one = draw_instances(PHOTO, np.stack([small, large]), klass=[0, 1])
-    other = draw_instances(PHOTO, np.stack([large, small]), klass=[1, 0])
+    one = draw_instances(PHOTO, np.stack([small, large]), class_ids=[0, 1])
+    other = draw_instances(PHOTO, np.stack([large, small]), class_ids=[1, 0])
     np.testing.assert_array_equal(one, other)
     assert abs(one[40, 50].astype(int) - one[40, 22]).max() > 20
 
@@ -171,7 +171,7 @@ def _arguments(paths, output, *more):
 
 @pytest.fixture
 def paths(tmp_path):
-    return write_album(tmp_path / "data")
+    return write_photo_set(tmp_path / "data")
 
 
 @pytest.mark.parametrize(("mode", "width"), [("predictions", 120), ("truth", 120), ("both", 246)])
@@ -251,7 +251,7 @@ def test_same_file_names_in_two_folders_stay_apart(paths):
     content["images"][0]["file_name"] = "a/photo.jpg"
     content["images"][1]["file_name"] = "b/photo.jpg"
     paths["annotations"].write_text(json.dumps(content))
-    stems = Album.read(paths["annotations"], paths["images"]).stems
+    stems = PhotoSet.read(paths["annotations"], paths["images"]).stems
     assert stems == {10: "photo-10", 11: "photo-11", 12: "photo_2", 13: "photo_3"}
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import runpy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
+from doors import call_tool
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from cim.cli import run
+from cim.cli.common import run
 from cim.datasets.voc import open_voc
 
-MAIN = runpy.run_path(str(Path(__file__).resolve().parent.parent / "tools" / "pre" / "voc_annotations.py"))["main"]
+MAIN = partial(call_tool, "pre/voc_annotations")
 
 TRAIN, VAL, SBD = "2007_000001", "2007_000002", "2008_000003"
 
@@ -68,7 +69,7 @@ def load(tree: Path, split: str) -> dict:
 
 
 def test_masks_classes_and_ids(tree):
-    assert not MAIN(arguments(tree, "--sbd", str(tree / "sbd")))
+    assert not MAIN(*arguments(tree, "--sbd", str(tree / "sbd")))
     val = load(tree, "val")
     assert val["images"] == [{"id": 2007000002, "file_name": f"{VAL}.jpg", "height": 10, "width": 12}]
     assert [c["id"] for c in val["categories"]] == list(range(1, 21))
@@ -83,7 +84,7 @@ def test_masks_classes_and_ids(tree):
 
 
 def test_trainaug_is_voc_train_and_sbd_less_voc_val(tree):
-    MAIN(arguments(tree, "--sbd", str(tree / "sbd")))
+    MAIN(*arguments(tree, "--sbd", str(tree / "sbd")))
     data = open_voc(tree / "out" / "VOC2012", "trainaug")
     assert {r.path.stem: (r.image_id, r.size, r.tags) for r in data} == {
         TRAIN: (2007000001, (10, 12), (2, 14)),  # VOC's masks count where both have some
@@ -97,36 +98,36 @@ def test_trainaug_is_voc_train_and_sbd_less_voc_val(tree):
 
 def test_without_sbd_trainaug_is_voc_train_and_says_so(tree, caplog):
     caplog.set_level("INFO")
-    MAIN(arguments(tree))
+    MAIN(*arguments(tree))
     assert [image["file_name"] for image in load(tree, "trainaug")["images"]] == [f"{TRAIN}.jpg"]
     assert "VOC train alone" in caplog.text
 
 
 def test_trainaug_list_of_the_devkit_wins(tree):
     (tree / "devkit" / "ImageSets" / "Segmentation" / "trainaug.txt").write_text(f"{SBD}\n")
-    MAIN(arguments(tree, "--sbd", str(tree / "sbd" / "dataset")))
+    MAIN(*arguments(tree, "--sbd", str(tree / "sbd" / "dataset")))
     assert [image["file_name"] for image in load(tree, "trainaug")["images"]] == [f"{SBD}.jpg"]
 
 
 def test_existing_files_stay_unless_overwrite(tree):
-    MAIN(arguments(tree))
+    MAIN(*arguments(tree))
     path = tree / "out" / "VOC2012" / "annotations" / "voc_2012_val.json"
     path.write_text("mine")
-    MAIN(arguments(tree))
+    MAIN(*arguments(tree))
     assert path.read_text() == "mine"
-    MAIN(arguments(tree, "--overwrite"))
+    MAIN(*arguments(tree, "--overwrite"))
     assert load(tree, "val")["images"]
 
 
 def test_the_data_set_folder_itself_will_do(tree):
-    MAIN(["--devkit", str(tree / "devkit"), "--data-root", str(tree / "out" / "VOC2012")])
+    MAIN("--devkit", str(tree / "devkit"), "--data-root", str(tree / "out" / "VOC2012"))
     assert load(tree, "val")["images"]
 
 
 def test_photo_without_instances_is_listed(tree):
     for kind in ("Object", "Class"):
         write_png(tree / "devkit" / f"Segmentation{kind}" / f"{VAL}.png", np.zeros((10, 12), np.uint8))
-    MAIN(arguments(tree))
+    MAIN(*arguments(tree))
     assert len(load(tree, "val")["images"]) == 1
     assert load(tree, "val")["annotations"] == []
 
@@ -189,7 +190,7 @@ def damage_sbd(tree):
 )
 def test_bad_input_is_told_in_one_line_with_exit_code_2(tree, capsys, damage, message):
     damage(tree)
-    assert run(lambda: MAIN(arguments(tree, "--sbd", str(tree / "sbd")))) == 2
+    assert run(lambda: MAIN(*arguments(tree, "--sbd", str(tree / "sbd")))) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
     assert message in told[0]

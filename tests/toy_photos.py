@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cim.config import Config
-from cim.regions import RegionSet
-from cim.store import Store
+from cim.config.schema import Config
+from cim.core.regions import RegionSet
+from cim.storage.store import Store
 
 CLASSES = ("box", "disc")
 H, W = 48, 64
@@ -29,9 +29,11 @@ def make_photos(root: Path, count: int = 6) -> Config:
         Image.fromarray(photo).save(root / "photos" / f"p{number}.png")
         lines.append(f"p{number}.png,{CLASSES[kind]}")
         regions.save_regions(f"p{number}.png", RegionSet.from_masks(masks))
-        klass = np.full(len(masks), -1)
-        klass[:2], klass[-2:] = kind + 1, 0
-        labels.save(f"p{number}.png", klass=klass, cluster=np.where(klass > 0, 1, np.where(klass == 0, 2, 0)))
+        class_ids = np.full(len(masks), -1)
+        class_ids[:2], class_ids[-2:] = kind + 1, 0
+        labels.save(
+            f"p{number}.png", class_ids=class_ids, cluster=np.where(class_ids > 0, 1, np.where(class_ids == 0, 2, 0))
+        )
     (root / "tags.csv").write_text("\n".join(lines) + "\n")
     return Config(**settings(root))
 

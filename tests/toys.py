@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cim.engine import FitOptions, Schedule, fit
+from cim.engine.fit import FitOptions, Schedule, fit
 
 
 class Numbers:

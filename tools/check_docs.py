@@ -9,8 +9,8 @@ from pathlib import Path
 from docs_commands import check_command, check_settings, check_yaml
 from docs_text import check_links, check_paths, check_python, read_page
 
-from cim.cli import parser, run
-from cim.errors import CimError
+from cim.cli.common import parser, run
+from cim.core.errors import CimError
 
 ROOT = Path(__file__).resolve().parent.parent
 

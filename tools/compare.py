@@ -1,69 +1,11 @@
-"""Runs side by side: the rows of their metrics.json as a Markdown table and as a plot."""
+#!/usr/bin/env python
+"""The published name of ``cim compare``."""
 
-from __future__ import annotations
-
-import argparse
 import sys
-from pathlib import Path
 
-import numpy as np
+from cim.cli.main import main
 
-from cim.cli import parser, run
-from cim.files import atomic
-from cim.metrics_file import columns_of, load_rows, markdown
-
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-
-
-def get_parser() -> argparse.ArgumentParser:
-    """Options."""
-    target = parser(__doc__, "python tools/compare.py runs/resnet50_voc runs/mist --plot compare.png")
-    target.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work folders, or metrics.json files")
-    target.add_argument("--multi", action="store_true", help="on the pictures with two or more instances")
-    target.add_argument("--plot", type=Path, help="png, pdf or svg to draw")
-    return target
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Prints the table."""
-    args = get_parser().parse_args(argv)
-    rows = collect(args.runs)
-    print(markdown(rows, subset=args.multi))
-    if args.plot:
-        draw({name: row.get("subset_multi", {}) if args.multi else row for name, row in rows.items()}, args.plot)
-        print(f"written: {args.plot}")
-    return 0
-
-
-def collect(runs: list[Path]) -> dict[str, dict]:
-    """All rows; with several runs each is named after its run, too."""
-    rows: dict[str, dict] = {}
-    for run_path in runs:
-        place = run_path.parent if run_path.is_file() else run_path
-        for name, row in load_rows(run_path).items():
-            rows[name if len(runs) == 1 else f"{place.name}: {name}"] = row
-    return rows
-
-
-def draw(rows: dict[str, dict], path: Path) -> None:
-    """Grouped bars, one group per metric."""
-    from matplotlib.figure import Figure  # slow to import; no window system
-
-    columns = columns_of(list(rows.values()))
-    figure = Figure(figsize=(2.5 + 1.2 * len(columns) + 0.1 * len(rows) * len(columns), 4.5), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / max(len(rows), 1)
-    for number, (name, row) in enumerate(rows.items()):
-        at = np.arange(len(columns)) + (number - (len(rows) - 1) / 2) * width
-        values = [row.get(column, 0.0) for column in columns]
-        bars = axes.bar(at, values, width, label=name, color=_COLOURS[number % len(_COLOURS)], edgecolor="black")
-        axes.bar_label(bars, fmt="%.1f", fontsize=7)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set(ylim=(0, 105), ylabel="percent")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=120)
-
+COMMAND = ["compare"]
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main([*COMMAND, *sys.argv[1:]]))

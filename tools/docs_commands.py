@@ -15,8 +15,9 @@ import yaml
 from docs_text import Code, Found
 from pydantic import ValidationError
 
-from cim.config import Config, find_config
-from cim.errors import CimError
+from cim.config.loading import find_config
+from cim.config.schema import Config
+from cim.core.errors import CimError
 
 _PROGRAM = re.compile(r"^(?:\./)?((?:tools|scripts|benchmarks)/[\w./]+\.(?:py|sh))$")
 _SETTING = re.compile(rf"(?<![\w./-])({'|'.join(Config.model_fields)})\.([a-z_]+)(?![\w/(])")

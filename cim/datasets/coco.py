@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cim.core.errors import CimError
 from cim.datasets.base import Dataset
-from cim.datasets.tagfile import open_tag_file
-from cim.errors import CimError
+from cim.datasets.coco_json import open_tag_file
 
 # split: (json, photos, archive that holds the json)
 SPLITS = {

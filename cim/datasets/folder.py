@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from cim.core.errors import CimError
+from cim.core.photo import photo_size
 from cim.datasets.base import Dataset, Record
+from cim.datasets.coco_json import TagFile, read_tag_file
 from cim.datasets.photo_files import PHOTO_SUFFIXES, PhotoFinder, photos_in
 from cim.datasets.tag_csv import csv_rows
-from cim.datasets.tagfile import TagFile, read_tag_file
-from cim.errors import CimError
-from cim.photo import photo_size
 
 
 @dataclass(frozen=True)

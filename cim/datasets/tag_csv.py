@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from cim.errors import CimError
+from cim.core.errors import CimError
 
 COLUMNS = ("image", "labels")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cim.core.errors import CimError
 from cim.datasets.base import Dataset
-from cim.datasets.tagfile import open_tag_file
-from cim.errors import CimError
+from cim.datasets.coco_json import open_tag_file
 
 CLASSES = (
     "aeroplane",
@@ -31,7 +31,7 @@ CLASSES = (
     "tvmonitor",
 )
 SPLITS = ("trainaug", "val")
-_FIX = "python tools/pre/voc_annotations.py --devkit VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset"
+_FIX = "cim voc --devkit VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset"
 
 
 def image_id(name: str) -> int:

@@ -12,10 +12,10 @@ import scipy.io
 from PIL import Image
 from tqdm import tqdm
 
+from cim.core.errors import CimError
+from cim.core.files import write_json
 from cim.datasets.coco_writer import document, image_entry, instance_entry
 from cim.datasets.voc import CLASSES, annotation_path, image_id
-from cim.errors import CimError
-from cim.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ _SBD_FIX = "unpack SBD's benchmark.tgz and pass its benchmark_RELEASE/dataset"
 
 
 class Labels(NamedTuple):
-    """Instances of one photo: numbers uint8 [H, W] (0 background, 255 void, others instances), klass 1..20 of each."""
+    """Instances of one photo: numbers uint8 [H, W] (0 background, 255 void, others instances), class_ids 1..20."""
 
     numbers: np.ndarray
-    klass: dict[int, int]
+    class_ids: dict[int, int]
 
 
 def make_voc_annotations(
@@ -86,8 +86,8 @@ def _annotate(names: Sequence[str], devkit: Path, sbd: Path | None, split: str) 
     for name in tqdm(names, desc=split, unit="image"):
         labels = _read_labels(name, devkit, sbd)
         images.append(image_entry(image_id(name), f"{name}.jpg", labels.numbers.shape))
-        for number, klass in labels.klass.items():
-            annotations.append(instance_entry(image_id(name), klass, labels.numbers == number))
+        for number, class_id in labels.class_ids.items():
+            annotations.append(instance_entry(image_id(name), class_id, labels.numbers == number))
     return document(CLASSES, images, annotations)
 
 
@@ -112,12 +112,12 @@ def read_voc_labels(devkit: Path, name: str) -> Labels:
         raise CimError(
             "mask of another size than in SegmentationObject", path=path, expected=objects.shape, found=classes.shape
         )
-    klass = {}
+    class_ids = {}
     for number in _instance_numbers(objects):
         under = classes[objects == number]
         counts = np.bincount(under[(under > 0) & (under < VOID)], minlength=1)
-        klass[number] = _checked_class(int(counts.argmax()), number, path)
-    return Labels(objects, klass)
+        class_ids[number] = _checked_class(int(counts.argmax()), number, path)
+    return Labels(objects, class_ids)
 
 
 def read_sbd_labels(path: Path) -> Labels:
@@ -133,20 +133,22 @@ def read_sbd_labels(path: Path) -> Labels:
         numbers, categories = np.asarray(truth["Segmentation"]), np.asarray(truth["Categories"]).ravel()
     except Exception as error:  # SciPy raises anything from TypeError to zlib.error for damaged files
         raise CimError("not an SBD instance file", path=path, expected="GTinst", found=error, fix=_SBD_FIX) from None
-    klass = {}
+    class_ids = {}
     for number in _instance_numbers(numbers):
-        klass[number] = _checked_class(int(categories[number - 1]) if number <= len(categories) else 0, number, path)
-    return Labels(numbers, klass)
+        class_ids[number] = _checked_class(
+            int(categories[number - 1]) if number <= len(categories) else 0, number, path
+        )
+    return Labels(numbers, class_ids)
 
 
 def _instance_numbers(numbers: np.ndarray) -> list[int]:
     return [int(number) for number in np.unique(numbers) if number not in (0, VOID)]
 
 
-def _checked_class(klass: int, number: int, path: Path) -> int:
-    if not 1 <= klass <= len(CLASSES):
-        raise CimError(f"instance {number} without a class", path=path, expected=f"1 to {len(CLASSES)}", found=klass)
-    return klass
+def _checked_class(class_id: int, number: int, path: Path) -> int:
+    if not 1 <= class_id <= len(CLASSES):
+        raise CimError(f"instance {number} without a class", path=path, expected=f"1 to {len(CLASSES)}", found=class_id)
+    return class_id
 
 
 def _read_png(path: Path) -> np.ndarray:

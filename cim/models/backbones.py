@@ -21,11 +21,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cim.errors import CimError
+from cim.core.errors import CimError
 from cim.models.weights import load_trunk, read_weights, reason
 
 RANDOM = "none"  # instead of a weights file: leave the trunk as initialised
-FROM_PRM = "prm"  # the trunk that the response network of the same run trained (cim/build.py)
+FROM_PRM = "prm"  # the trunk that the response network of the same run trained (cim/config/build.py)
 Freeze = Literal["published", "all", "none"]
 
 _FEATURES = "forward_features"  # the method of timm's models that stops at the last feature map

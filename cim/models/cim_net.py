@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from cim.core.types import RoiScores, Sample
 from cim.models.backbones import Backbone
 from cim.models.mask_fuse import MaskFuse
 from cim.models.predictor import Predictor
 from cim.models.region_pool import RegionPool
-from cim.types import RoiScores, Sample
 
 
 class CIMNet(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cim.core.regions import GRID
+from cim.core.types import Sample
 from cim.models.roi_align import Backend, check_backend, roi_align
-from cim.regions import GRID
-from cim.types import Sample
 
 
 class MaskFuse(nn.Module):

@@ -171,7 +171,7 @@ class WeightedRoIHeads(RoIHeads):
         weights = [target["weights"][m] for target, m in zip(targets, matched, strict=True)]
         scores, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
         classify, box = weighted_box_losses(scores, regression, labels, offsets, weights)
-        fore = [torch.where(klass > 0)[0] for klass in labels]
+        fore = [torch.where(class_ids > 0)[0] for class_ids in labels]
         boxes = [p[i] for p, i in zip(proposals, fore, strict=True)]
         logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
         mask = weighted_mask_loss(
@@ -194,14 +194,16 @@ def weighted_box_losses(
         scores: float [R, C+1], logits; regression: float [R, 4 (C+1)].
         labels: per image int64 [r], 0 background; offsets: float [r, 4]; weights: float [r].
     """
-    klass, target = torch.cat(labels), torch.cat(offsets)
-    fore = torch.where(klass > 0)[0]
+    class_ids, target = torch.cat(labels), torch.cat(offsets)
+    fore = torch.where(class_ids > 0)[0]
     weight = torch.cat(weights).to(scores.dtype)
-    weight = torch.where(klass > 0, weight, torch.ones_like(weight))
-    classify = (weight * functional.cross_entropy(scores, klass, reduction="none")).sum() / max(klass.numel(), 1)
-    chosen = regression.reshape(len(klass), -1, 4)[fore, klass[fore]]
+    weight = torch.where(class_ids > 0, weight, torch.ones_like(weight))
+    classify = (weight * functional.cross_entropy(scores, class_ids, reduction="none")).sum() / max(
+        class_ids.numel(), 1
+    )
+    chosen = regression.reshape(len(class_ids), -1, 4)[fore, class_ids[fore]]
     distance = functional.smooth_l1_loss(chosen, target[fore], beta=1 / 9, reduction="none").sum(1)
-    return classify, (weight[fore] * distance).sum() / max(klass.numel(), 1)
+    return classify, (weight[fore] * distance).sum() / max(class_ids.numel(), 1)
 
 
 def weighted_mask_loss(
@@ -218,11 +220,11 @@ def weighted_mask_loss(
         logits: float [F, C+1, s, s].
         boxes: per image float [f, 4]; masks: uint8 [n, h, w]; labels, matched: int64 [f]; weights: float [f].
     """
-    klass = torch.cat(labels)
-    if not len(klass):
+    class_ids = torch.cat(labels)
+    if not len(class_ids):
         return logits.sum() * 0
     side = logits.shape[-1]
     wanted = torch.cat([project_masks_on_boxes(m, b, i, side) for m, b, i in zip(masks, boxes, matched, strict=True)])
-    own = logits[torch.arange(len(klass), device=klass.device), klass]
+    own = logits[torch.arange(len(class_ids), device=class_ids.device), class_ids]
     each = functional.binary_cross_entropy_with_logits(own, wanted, reduction="none").mean((1, 2))
-    return (torch.cat(weights).to(each.dtype) * each).sum() / len(klass)
+    return (torch.cat(weights).to(each.dtype) * each).sum() / len(class_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cim.types import RoiScores
+from cim.core.types import RoiScores
 
 
 class Predictor(nn.Module):

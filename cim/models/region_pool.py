@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cim.types import Sample
+from cim.core.types import Sample
 
 
 class RegionPool(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
 
-from cim.errors import CimError
-from cim.regions import GRID
+from cim.core.errors import CimError
+from cim.core.regions import GRID
 
 Backend = Literal["torchvision", "mmcv"]
 

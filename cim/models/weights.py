@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cim.errors import CimError
+from cim.core.errors import CimError
 
 log = logging.getLogger(__name__)
 

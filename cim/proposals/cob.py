@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cim.errors import CimError
-from cim.files import atomic
-from cim.published import image_id_of
-from cim.regions import RegionSet
+from cim.core.errors import CimError
+from cim.core.files import atomic
+from cim.core.regions import RegionSet
+from cim.storage.published import image_id_of
 
 KEY = "maskmat"
 _MAT_FIX = "download the file again"

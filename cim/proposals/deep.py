@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from cim.errors import CimError
+from cim.core.errors import CimError
 from cim.models.backbones import build_backbone
 
 FeatureMaps = Callable[[np.ndarray], Sequence[np.ndarray]]

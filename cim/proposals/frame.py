@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from cim.regions import nearest
+from cim.core.regions import nearest
 
 
 def shrink(image: np.ndarray, side: int) -> np.ndarray:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cim.core.regions import RegionSet
 from cim.proposals.deep import FeatureMaps
 from cim.proposals.frame import enlarge, shrink
 from cim.proposals.hierarchy import distinct, grow_trees, tree_regions
 from cim.proposals.ranking import diverse_order, object_cues, objectness
 from cim.proposals.superpixels import make_superpixels
-from cim.regions import RegionSet
 
 
 @dataclass(frozen=True)

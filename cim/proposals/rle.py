@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from cim.errors import CimError
-from cim.regions import RegionSet
+from cim.core.errors import CimError
+from cim.core.regions import RegionSet
 
 _CHUNK = 1 << 20
 _BETWEEN = re.compile(r"[\s,]*")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cim.errors import CimError
+from cim.core.errors import CimError
+from cim.core.regions import RegionSet
 from cim.proposals.frame import enlarge, shrink
-from cim.regions import RegionSet
 
 INSTALL = "pip install 'cim[sam]'"
 _SIDE = 1024  # SAM's own input; a larger photo would only make its masks larger, 200 at a time

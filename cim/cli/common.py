@@ -1,0 +1,77 @@
+"""What all commands share: one-line errors, exit codes, common options. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from cim.core.errors import CimError
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Exit code of ``main``: its own, 2 after a :class:`CimError` (told in one line), 130 after Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return main() or 0
+    except CimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+
+
+def parser(description: str, example: str) -> argparse.ArgumentParser:
+    """A parser whose ``--help`` closes with an example."""
+    target = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
+    describe(target, description, example)
+    return target
+
+
+def describe(target: argparse.ArgumentParser, description: str, example: str) -> None:
+    """What ``--help`` opens and closes with."""
+    target.description = description
+    target.epilog = f"example:\n  {example}"
+
+
+def add_config_args(target: argparse.ArgumentParser, optional: bool = False) -> None:
+    """CONFIG and ``--set key=value``; read them with ``cim.config.schema.load_config(args.config, args.set)``."""
+    more = {"nargs": "?"} if optional else {}
+    target.add_argument("config", help="a yaml file, or the name of one in configs/", **more)
+    add_set(target)
+
+
+def add_set(target: argparse.ArgumentParser) -> None:
+    """``--set key=value``."""
+    target.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override settings, e.g. train.lr=0.001",
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, as a type of argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, found {text!r}")
+    return int(text)
+
+
+def add_stage_args(target: argparse.ArgumentParser) -> None:
+    """Options of every per-image stage; hand them to ``cim.core.parallel.run_stage``."""
+    add_workers(target, "processes (default: all cores)")
+    target.add_argument("--overwrite", action="store_true", help="make again what is already there")
+    target.add_argument(
+        "--scheduler", metavar="ADDRESS", help="Dask scheduler, e.g. tcp://host:8786 (needs cim[cluster])"
+    )
+
+
+def add_workers(target: argparse.ArgumentParser, text: str = "processes of the selection (default: all cores)") -> None:
+    """``--workers``."""
+    target.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help=text)

@@ -1,0 +1,102 @@
+"""The whole flow as a list of commands: each runs in a process of its own, is timed, and is skipped once it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cim.cli.worker import Start, cim_command, run_apart
+from cim.core.errors import CimError
+from cim.core.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a flow.
+
+    Attributes:
+        title: what happens, for people.
+        command: of ``cim``, and its arguments.
+    """
+
+    title: str
+    command: tuple[str, ...]
+
+
+def stage(title: str, *command: object) -> Stage:
+    """A stage from loose arguments."""
+    return Stage(title, tuple(str(part) for part in command))
+
+
+def preparation(config: Path, val: bool, what: str = "photos") -> list[Stage]:
+    """Proposals, response network, first labels; ``val``: proposals of the validation photos too."""
+    of_val = [stage(f"proposals of the validation {what}", "proposals", config, "--split", "val")]
+    return [
+        stage("proposals", "proposals", config, "--split", "train"),
+        *(of_val if val else []),
+        stage("response network (PRM)", "prm", config),
+        stage("first labels", "labels", config),
+    ]
+
+
+def pseudo_labels(config: Path, what: str = "photos") -> list[Stage]:
+    """CIM's masks of the training photos as labels for Mask R-CNN."""
+    return [
+        stage(f"CIM on the training {what}", "score", config, "--split", "train"),
+        stage("pseudo labels", "export", config),
+        stage("pseudo labels above the threshold", "threshold", config),
+    ]
+
+
+def run_stages(stages: Sequence[Stage], run_dir: Path, settings: str, start: Start = cim_command) -> None:
+    """Run the stages that are not done yet, in order; a killed flow continues with the same call.
+
+    ``run_dir``/stages.json remembers what is done, ``timings.json`` how long each stage took. A stage is done for
+    its command and ``settings``; when one has to run, all later ones run too (the tools keep what is still valid).
+
+    Args:
+        stages: in order.
+        run_dir: of this flow.
+        settings: text of the configuration; other settings begin anew.
+        start: what runs a stage's command.
+
+    Raises:
+        CimError: a stage failed; the same command continues.
+    """
+    done = _read(run_dir / "stages.json")
+    timings = _read(run_dir / "timings.json")
+    fresh = True
+    for number, step in enumerate(stages, 1):
+        mark = hashlib.sha256(json.dumps([step.command, settings]).encode()).hexdigest()[:16]
+        heading = f"[{number}/{len(stages)}] {step.title}"
+        fresh = fresh and done.get(step.title) == mark
+        if fresh:
+            logger.info("%s: done", heading)
+            continue
+        logger.info("\n%s", heading)
+        began = time.monotonic()
+        code = run_apart(step.command, start)
+        seconds = time.monotonic() - began
+        if code in (130, -signal.SIGINT, -signal.SIGTERM):
+            raise KeyboardInterrupt
+        if code:
+            killed = f"killed by {signal.Signals(-code).name} (no memory, or a full disk?)" if code < 0 else None
+            fix = "see the line above; the same command continues"
+            raise CimError(f"stage {number} ({step.title}) failed", found=killed, fix=fix)
+        timings[step.title] = round(timings.get(step.title, 0) + seconds, 1)
+        write_json(run_dir / "timings.json", timings, indent=1)
+        done[step.title] = mark
+        write_json(run_dir / "stages.json", done, indent=1)
+        logger.info("%s: %.0f s", heading, seconds)
+
+
+def _read(path: Path) -> dict:
+    return read_json(path) if path.is_file() else {}

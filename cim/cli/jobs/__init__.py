@@ -1,0 +1,1 @@
+"""Whole jobs: many commands in a row."""

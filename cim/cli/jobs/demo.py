@@ -1,0 +1,131 @@
+"""The whole flow on pictures that the project draws itself: what complete instances are, seen in a few minutes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from cim.cli.flow import Stage, preparation, pseudo_labels, run_stages, stage
+from cim.cli.worker import warm_up
+from cim.config.loading import load_config, override, save_config
+from cim.config.run_paths import RunPaths
+from cim.config.schema import Config
+from cim.evaluation.metrics_file import load_rows, markdown
+
+
+def main(args: argparse.Namespace) -> None:
+    """Prints the table of methods and where the report is."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in another order would give every machine other numbers
+    warm_up()
+    run_dir = args.output.resolve()
+    config, mist = write_configs(args, run_dir)
+    pictures = stage(
+        "pictures",
+        "draw",
+        data_dir(run_dir, args),
+        "--train",
+        args.train,
+        "--val",
+        args.val,
+        "--seed",
+        args.seed,
+    )
+    stages = [pictures, *preparation(config, True, "pictures"), *cim(config), *baselines(config, mist)]
+    stages += pseudo_labels(config, "pictures")
+    stages += [stage("Mask R-CNN", "refine", config)] if args.refine else []
+    stages += presentation(config, data_dir(run_dir, args) / "new")
+    run_stages(stages, run_dir, config.read_text(encoding="utf-8"))
+    print(f"\n{markdown(load_rows(run_dir / 'metrics.json'))}\n")
+    print("oracle: the best proposal of every instance, all with one score; no method can choose better ones")
+    print(f"new pictures:  {run_dir / 'predictions' / 'overlays'}")
+    print(f"report:        {run_dir / 'report.html'}")
+
+
+def data_dir(run_dir: Path, args: argparse.Namespace) -> Path:
+    """Where this demo's pictures lie; other numbers of them, or another seed, are another data set."""
+    return run_dir / f"pictures_{args.train}_{args.val}_{args.seed}"
+
+
+def write_configs(args: argparse.Namespace, run_dir: Path) -> tuple[Path, Path]:
+    """RUN/config.yaml, and RUN/mist/config.yaml that shares all artefacts but trains with MIST's mining."""
+    data = data_dir(run_dir, args)
+    settings = {
+        "name": run_dir.name,
+        "work_dir": run_dir,
+        "data.images": data / "images" / "train",
+        "data.tags": data / "train_tags.csv",
+        "data.train_annotations": data / "train_instances.json",
+        "data.val_images": data / "images" / "val",
+        "data.val_tags": data / "val_tags.csv",
+        "data.val_annotations": data / "val_instances.json",
+        "prm.seed": args.seed,
+        "train.seed": args.seed,
+        "refine.seed": args.seed,
+    }
+    overrides = [override(key, value) for key, value in settings.items()] + args.set
+    config = load_config(args.config, overrides)
+    save_config(config, run_dir / "config.yaml")
+    mist = mist_config(config, run_dir / "mist")
+    save_config(mist, run_dir / "mist" / "config.yaml")
+    return run_dir / "config.yaml", run_dir / "mist" / "config.yaml"
+
+
+def mist_config(config: Config, run_dir: Path) -> Config:
+    """The same experiment with MIST's mining: instances are the top-scoring regions themselves, not what holds them."""
+    paths = RunPaths(config)
+    shared = {
+        "proposals": str(paths.proposals("train")),
+        "val_proposals": str(paths.proposals("val")),
+        "features": str(paths.features),
+        "first_labels": str(paths.first_labels),
+    }
+    changed = {
+        "name": "mist",
+        "work_dir": str(run_dir),
+        "data": config.data.model_copy(update=shared),
+        "prm": config.prm.model_copy(update={"checkpoint": str(paths.prm_checkpoint)}),
+        "mining": config.mining.model_copy(update={"method": "mist"}),
+    }
+    return config.model_copy(update=changed)
+
+
+def cim(config: Path) -> list[Stage]:
+    """CIM training and its row; the oracle's besides."""
+    return [
+        stage("CIM training", "train", config),
+        stage("CIM on the validation pictures", "score", config),
+        stage("metrics of CIM", "evaluate", config, "--name", "CIM", "--oracle"),
+    ]
+
+
+def baselines(config: Path, mist: Path) -> list[Stage]:
+    """What CIM is compared with, in the same table."""
+    peaks = config.parent / "prm_instances" / "val" / "results.json"
+    found = mist.parent / "detections" / "val" / "results.json"
+    return [
+        stage("metrics of WSDDN", "evaluate", config, "--branch", "mil", "--name", "WSDDN"),
+        stage("PRM on the validation pictures", "retrieve", config, "--output", peaks),
+        stage("metrics of PRM", "evaluate", config, "--results", peaks, "--name", "PRM"),
+        stage("MIST training", "train", mist),
+        stage("MIST on the validation pictures", "score", mist),
+        stage("metrics of MIST", "evaluate", config, "--results", found, "--name", "MIST"),
+    ]
+
+
+def presentation(config: Path, new: Path) -> list[Stage]:
+    """Pictures that no stage saw, overlays, and the report."""
+    run_dir = config.parent
+    return [
+        stage(
+            "predictions on new pictures",
+            "predict",
+            new,
+            "--checkpoint",
+            run_dir / "train" / "final.pth",
+            "--output",
+            run_dir / "predictions",
+        ),
+        stage("overlays", "visualize", config, "--max-images", 20),
+        stage("report", "report", run_dir),
+    ]

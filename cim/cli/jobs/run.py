@@ -1,0 +1,120 @@
+"""The whole flow on a folder of tagged photos: masks, pseudo labels, a trained model, overlays and a report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from cim.cli.flow import Stage, preparation, pseudo_labels, run_stages, stage
+from cim.cli.worker import warm_up
+from cim.config.build import resolve_device
+from cim.config.loading import load_config, override, save_config
+from cim.core.errors import CimError
+from cim.core.files import file_state
+from cim.evaluation.coco_results import load_ground_truth
+from cim.labels.export import chosen_path, label_path
+
+BUDGETS = {  # changes to the light schedule
+    "quick": {"train.updates": 500, "train.step": [360]},  # and no Mask R-CNN: a short one is worse than its labels
+    "normal": {},
+    "long": {"train.updates": 2000, "train.step": [1500], "refine.updates": 4000, "refine.step": [3000]},
+}
+
+
+def main(args: argparse.Namespace) -> None:
+    warm_up()
+    config = write_config(args)
+    masks, refined = bool(args.val_masks), not args.no_refine and args.budget != "quick"
+    stages = preparation(config, masks) + training(config, masks) + pseudo_labels(config)
+    if refined:
+        stages.append(stage("Mask R-CNN", "refine", config, *([] if masks else ["--no-evaluation"])))
+    inputs = config.read_text(encoding="utf-8") + state_of(args)
+    run_stages(stages + presentation(config, masks), args.output, inputs)
+    best = args.output / ("mask_rcnn" if refined else "train") / "final.pth"
+    print(f"\nreport:        {args.output / 'report.html'}")
+    print(f"pseudo labels: {args.output / 'pseudo_labels'}, painted: {args.output / 'pictures' / 'pseudo_labels'}")
+    print(f"new photos:    {shlex.join(['cim', 'predict', 'PHOTO_OR_FOLDER', '--checkpoint', str(best)])}")
+
+
+def write_config(args: argparse.Namespace) -> Path:
+    """RUN/config.yaml with everything resolved.
+
+    Raises:
+        CimError: files that are not there or cannot be used, or options that do not go together.
+    """
+    for path in (args.images, args.tags, args.val, args.val_tags, args.val_masks, args.weights):
+        if path is not None and not path.exists():
+            raise CimError("no such file or folder", path=path)
+    if args.val is None and (args.val_tags or args.val_masks):
+        raise CimError("no photos to evaluate on", expected="--val FOLDER beside --val-tags or --val-masks")
+    if any(setting.startswith("work_dir=") for setting in args.set):
+        raise CimError("the run folder is --output", fix="leave work_dir out of --set")
+    resolve_device(args.device)
+    if args.val_masks:
+        load_ground_truth(args.val_masks)  # a damaged file is told now, not after training
+    data = {
+        "dataset": "folder",
+        "train_split": "train",
+        "eval_split": "val",
+        "images": args.images,
+        "tags": args.tags,
+        "val_images": args.val,
+        "val_tags": args.val_tags,
+        "val_annotations": args.val_masks,
+    }
+    settings = {f"data.{key}": str(value) for key, value in data.items() if value is not None}
+    settings |= {"work_dir": str(args.output), "name": args.output.name, "device": args.device}
+    if args.weights:
+        weights = str(args.weights.resolve())  # the networks are used from other folders, too
+        settings |= {f"{section}.weights": weights for section in ("proposals", "prm", "model", "refine")}
+    settings |= BUDGETS[args.budget]
+    config = load_config(args.config, [*(override(key, value) for key, value in settings.items()), *args.set])
+    path = args.output / "config.yaml"
+    save_config(config, path)
+    return path
+
+
+def state_of(args: argparse.Namespace) -> str:
+    """Photos and tags as they are now: when they change, finished stages look again. What the run writes is no input,
+    wherever its folder lies."""
+    files = [path for path in (args.tags, args.val_tags, args.val_masks) if path]
+    for folder in filter(None, (args.images, args.val)):
+        files += sorted(path for path in folder.rglob("*") if path.is_file())
+    run_dir = args.output.resolve()
+    return "".join(f"\n{file_state(path)}" for path in files if run_dir not in path.resolve().parents)
+
+
+def training(config: Path, masks: bool) -> list[Stage]:
+    """CIM, and its numbers where there are masks."""
+    stages = [stage("CIM training", "train", config)]
+    if masks:
+        results = config.parent / "prm_instances" / "val" / "results.json"
+        stages += [
+            stage("CIM on the validation photos", "score", config),
+            stage("metrics of CIM", "evaluate", config, "--name", "CIM", "--oracle"),
+            stage("metrics of WSDDN", "evaluate", config, "--branch", "mil", "--name", "WSDDN"),
+            stage("PRM on the validation photos", "retrieve", config, "--output", results),
+            stage("metrics of PRM", "evaluate", config, "--results", results, "--name", "PRM"),
+        ]
+    return stages
+
+
+def presentation(config: Path, masks: bool) -> list[Stage]:
+    """Pictures and the report. Few pictures, made anew: older ones may show labels or masks of before."""
+    settings = load_config(config)
+    labels = chosen_path(label_path(settings, settings.data.train_split), settings.export)
+    painted = config.parent / "pictures" / "pseudo_labels"
+    shown = [
+        stage(
+            "overlays of the pseudo labels",
+            "visualize",
+            config,
+            *("--split", settings.data.train_split, "--results", labels, "--score-threshold", 0),
+            *("--max-images", 50, "--output", painted, "--overwrite"),
+        )
+    ]
+    if masks:
+        title = "overlays of the validation photos"
+        shown.append(stage(title, "visualize", config, "--max-images", 50, "--overwrite"))
+    return [*shown, stage("report", "report", config.parent)]

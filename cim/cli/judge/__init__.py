@@ -1,0 +1,1 @@
+"""Masks, numbers and pictures of trained networks."""

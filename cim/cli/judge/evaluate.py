@@ -1,0 +1,124 @@
+"""Metrics and diagnosis of detections: those of a config's run, or any COCO result file."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from cim.config.build import build_dataset
+from cim.config.loading import load_config
+from cim.config.run_paths import RunPaths
+from cim.config.schema import Config
+from cim.core.errors import CimError
+from cim.core.files import read_json
+from cim.datasets.base import Dataset
+from cim.evaluation.coco_results import load_ground_truth, read_results
+from cim.evaluation.diagnosis import DETECTION_KINDS, TRUTH_KINDS, diagnose, plot_diagnosis
+from cim.evaluation.metrics_file import load_rows, markdown, merge_entries, metric_row
+from cim.inference.detections import (
+    PublishedScores,
+    Selection,
+    detect,
+    select_dataset,
+    with_masks,
+    write_results,
+)
+from cim.inference.oracle import oracle_results
+from cim.inference.scores import evaluation_dir, find_checkpoint
+from cim.storage.published import open_regions
+from cim.storage.store import Store
+
+BRANCH_HELP = "scores: CIM; mil: the anti-noise branch alone; both: their geometric mean"
+BASELINES = {"cim": "CIM", "mist": "MIST", "oicr": "OICR", "pcl": "PCL"}
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the table of all rows so far."""
+    if args.config is None and (args.results is None or args.annotations is None):
+        raise CimError("nothing to evaluate", expected="CONFIG, or --results with --annotations")
+    config = load_config(args.config, args.set) if args.config else None
+    split = args.split or (config.data.eval_split if config else "")
+    dataset = build_dataset(config.data, split) if config and not (args.results and args.annotations) else None
+    truth_path = args.annotations or (dataset.annotations if dataset else None)
+    if truth_path is None and args.if_annotated:
+        print(f"split {split} has no annotations with masks: no metrics")
+        return 0
+    if truth_path is None:
+        raise CimError(f"split {split} has no annotations with masks", fix="pass --annotations, or upload the results")
+    truth = load_ground_truth(truth_path)
+    path, folder, settings = _results(args, config, dataset, split)
+    metric = args.metric or ("coco" if config and config.data.dataset == "coco" else "voc")
+    rows = {_name(args, config): read_results(path, truth)}
+    if args.oracle:
+        if config is None:
+            raise CimError("--oracle needs the proposals", fix="pass CONFIG")
+        source = open_regions(RunPaths(config).proposals(split))
+        for name, kind in (("oracle", "equal"), ("oracle, ranked by IoU", "iou")):
+            rows[name] = oracle_results(truth, lambda i: with_masks(source.load(i), i) if source.has(i) else None, kind)
+    localise = args.corloc or bool(config and split == config.data.train_split)
+    scored = {
+        name: metric_row(truth, found, metric, with_corloc=localise, backend=args.backend)
+        for name, found in rows.items()
+    }
+    merge_entries(folder / "metrics.json", {"rows": scored, "settings": dict.fromkeys(rows, settings)})
+    diagnoses = {name: diagnose(truth, found, score_threshold=args.score_threshold) for name, found in rows.items()}
+    merge_entries(folder / "diagnosis.json", {"rows": diagnoses})
+    plot_diagnosis(read_json(folder / "diagnosis.json")["rows"], folder / "diagnosis.png")
+    _tell(folder, scored, diagnoses)
+    return 0
+
+
+def _results(
+    args: argparse.Namespace, config: Config | None, dataset: Dataset | None, split: str
+) -> tuple[Path, Path, dict]:
+    """Result file, output folder, and how the row was made."""
+    if args.results is not None:
+        folder = args.output or (Path(config.work_dir) if config else args.results.parent)
+        return args.results, folder, {"results": str(args.results), "split": split}
+    assert config is not None and dataset is not None
+    paths = RunPaths(config)
+    selection = Selection.of(config.infer)
+    given = {"nms": args.nms, "nms_iou": args.nms_iou}
+    selection = replace(selection, **{key: value for key, value in given.items() if value is not None})
+    settings = {"split": split, "selection": vars(selection), "branch": args.branch}
+    source = open_regions(paths.proposals(split))
+    if args.detections is not None:
+        folder = args.output or args.detections.parent
+        scores = PublishedScores(args.detections, len(dataset.classes))
+        path = folder / f"{args.detections.stem}_results.json"
+        write_results(path, select_dataset(dataset, source, scores, selection, workers=args.workers), len(dataset))
+        return path, folder, settings | {"detections": str(args.detections)}
+    base = evaluation_dir(paths, find_checkpoint(args.checkpoint, paths))
+    store = Store.open(base / "detections" / split, "detections", fix="cim score CONFIG")
+    plain = args.branch == "scores" and selection == Selection.of(config.infer)
+    name = "results" if plain else f"results_{args.branch}_{selection.nms}_{selection.nms_iou:g}"
+    path = detect(
+        dataset, source, store, store.root / f"{name}.json", selection, branch=args.branch, workers=args.workers
+    )
+    return path, args.output or base, settings | {"scores": store.provenance}
+
+
+def _name(args: argparse.Namespace, config: Config | None) -> str:
+    if args.name:
+        return args.name
+    if args.results is not None:
+        return args.results.stem
+    name = BASELINES[config.mining.method] if config else "CIM"
+    name = {"scores": name, "mil": "WSDDN", "both": f"{name} x WSDDN"}[args.branch]
+    return name if args.nms is None else f"{name}, {args.nms} NMS"
+
+
+def _tell(folder: Path, scored: dict[str, dict], diagnoses: dict[str, dict]) -> None:
+    print(markdown(load_rows(folder)))
+    empty = next(iter(scored.values()))["classes_without_ground_truth"]
+    if empty:
+        print(f"\nclasses without ground truth: {', '.join(empty)}")
+        print("they count as 0 in mAP (the published mean) and are left out of mAP_present:")
+        for name, row in scored.items():
+            print(name, *(f"{k} {v:.1f}" for k, v in row.items() if k.startswith("mAP_present")))
+    for name, summary in diagnoses.items():
+        for part, kinds in (("detections", DETECTION_KINDS), ("ground_truth", TRUTH_KINDS)):
+            shares = ", ".join(f"{kind} {summary[part]['shares'][kind]:.0f} %" for kind in kinds)
+            print(f"{name}, {part.replace('_', ' ')} ({summary[part]['count']}): {shares}")
+    print(f"written: {folder / 'metrics.json'}, {folder / 'diagnosis.json'}, {folder / 'diagnosis.png'}")

@@ -1,0 +1,49 @@
+"""Run a trained network over a split: scores of all proposals, then detections as a COCO result file."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from cim.config.build import build_dataset, resolve_device
+from cim.config.loading import load_config
+from cim.config.run_paths import RunPaths
+from cim.core.errors import CimError
+from cim.engine import distributed
+from cim.inference.detections import Selection, detect, upload_name, write_upload
+from cim.inference.scores import detection_store, evaluation_dir, find_checkpoint, load_trained, score_dataset
+from cim.storage.published import having_proposals, open_regions
+
+logger = logging.getLogger(__name__)
+
+
+def main(args: argparse.Namespace) -> int:
+    """2 when some images failed; the others are done."""
+    config = load_config(args.config, args.set)
+    paths, split = RunPaths(config), args.split or config.data.eval_split
+    checkpoint = find_checkpoint(args.checkpoint, paths)
+    dataset = build_dataset(config.data, split)
+    source = open_regions(paths.proposals(split))
+    with distributed.session(resolve_device(config.device)) as device:
+        trained = load_trained(checkpoint, device)
+        if trained.classes != dataset.classes:
+            raise CimError(
+                "network and data set have different classes",
+                path=checkpoint,
+                expected=", ".join(dataset.classes[:5]),
+                found=", ".join(trained.classes[:5]),
+                fix="pass the config that the network was trained with",
+            )
+        folder = args.output or evaluation_dir(paths, checkpoint) / "detections" / split
+        store = detection_store(folder, checkpoint, config.infer, source.provenance, args.overwrite)
+        dataset = having_proposals(dataset, source)
+        report = score_dataset(trained.model, dataset, source, store, config.infer, device)
+        if distributed.is_main():
+            results = folder / "results.json"
+            detect(dataset, source, store, results, Selection.of(config.infer), workers=args.workers)
+            if config.data.dataset == "coco" and "test" in split:
+                write_upload(results, folder / upload_name(split))
+                logger.info("for the COCO server: %s", folder / upload_name(split))
+            elif dataset.annotations is not None:
+                logger.info("next: cim evaluate %s", args.config)
+        return report.exit_code()

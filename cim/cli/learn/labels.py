@@ -1,0 +1,124 @@
+"""First labels from peaks of the response network, or from annotated points."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from cim.config.build import build_dataset
+from cim.config.loading import load_config
+from cim.config.run_paths import RunPaths
+from cim.config.schema import Config, DataConfig
+from cim.core.errors import CimError
+from cim.core.parallel import StageReport, run_stage
+from cim.datasets.base import Dataset
+from cim.prm.first_labels import AssignOptions, LabelStage, export_label_assign, peak_provenance, store_peaks
+from cim.prm.trained import open_net
+from cim.proposals.published_tree import Tree
+from cim.storage.published import having_proposals, open_regions
+from cim.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def main(args: argparse.Namespace) -> int:
+    """2 when some photos could not be done; the others are."""
+    config = config_of(args)
+    points = args.points or (Path(config.assign.points) if config.assign.points else None)
+    source = args.source or ("peaks" if points is None else "points")
+    if source == "peaks":
+        return label_from_peaks(args, config)
+    if points is None:
+        raise CimError("no points given", fix="pass --points or set assign.points")
+    return label_from_points(args, config, points)
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The config named, or the default one for ``--dataset``.
+
+    Raises:
+        CimError: neither or both are given; a bad config.
+    """
+    if (args.config is None) == (args.dataset is None):
+        raise CimError("which data set", expected="CONFIG or --dataset, one of them")
+    config = load_config(args.config, args.set) if args.config else _default(args)
+    return config.model_copy(update={"work_dir": args.work_dir}) if args.work_dir else config
+
+
+def _default(args: argparse.Namespace) -> Config:
+    if args.set:
+        raise CimError("--set changes a config", fix="name a CONFIG instead of --dataset")
+    if args.dataset == "folder":
+        return Config(data=DataConfig(dataset="folder", train_split="train", images=args.images, tags=args.tags))
+    split = "trainaug" if args.dataset == "voc" else "train2017"
+    root = Tree.find(args.dataset, args.data_root).root
+    return Config(data=DataConfig(dataset=args.dataset, root=str(root), train_split=split))
+
+
+def label_from_peaks(args: argparse.Namespace, config: Config) -> int:
+    """Peaks, then first labels; the exit code."""
+    split = args.split or config.data.train_split
+    dataset = build_dataset(config.data, split)
+    checkpoint = args.checkpoint or RunPaths(config).prm_checkpoint
+    net = open_net(config, dataset, checkpoint)
+    provenance = peak_provenance(net, checkpoint, config.assign.peak_threshold)
+    store = Store.create(args.peaks or RunPaths(config).peaks(split), "peaks", provenance, args.overwrite)
+    unreadable = store_peaks(
+        net,
+        dataset.records,
+        store,
+        config.assign.peak_threshold,
+        batch=args.batch,
+        workers=min(args.workers, config.prm.workers),
+    )
+    return _label(args, config, dataset, {"peaks": provenance}, peaks=store, unreadable=unreadable)
+
+
+def label_from_points(args: argparse.Namespace, config: Config, points: Path) -> int:
+    """First labels from annotated points; the exit code."""
+    if not points.is_dir():
+        raise CimError("no folder of points", path=points, fix="pass --points or set assign.points")
+    dataset = build_dataset(config.data, args.split or config.data.train_split)
+    return _label(args, config, dataset, {"points": points.name}, points=points)
+
+
+def _label(
+    args: argparse.Namespace,
+    config: Config,
+    dataset: Dataset,
+    source: dict,
+    *,
+    peaks: Store | None = None,
+    points: Path | None = None,
+    unreadable: dict[str, str] | None = None,
+) -> int:
+    paths, assign = RunPaths(config), config.assign
+    regions = open_regions(args.proposals or paths.proposals(args.split or config.data.train_split))
+    options = AssignOptions(assign.mean_mask_threshold, assign.iou)
+    provenance = {
+        **source,
+        "mean_mask_threshold": options.mean_mask_threshold,
+        "iou": options.iou,
+        "proposals": regions.provenance,
+    }
+    output = args.output or paths.first_labels
+    store = Store.create(output, "clusters", provenance, args.overwrite)
+    stage = LabelStage(regions, store, options, len(dataset.classes), peaks, points)
+    unreadable = unreadable or {}
+    able = having_proposals(dataset, regions)
+    waiting = [r for r in able if not store.has(r.image_id) and r.path.name not in unreadable]
+    report: StageReport = run_stage(
+        stage,
+        waiting,
+        names=[record.path.name for record in waiting],
+        description="first labels",
+        workers=args.workers,
+        scheduler=args.scheduler,
+    )
+    report.failed.update(unreadable)
+    if args.export:
+        logger.info("%d images in %s", export_label_assign(output, dataset, args.export), args.export)
+    code = report.exit_code()
+    logger.info("%s", output)
+    return code

@@ -1,0 +1,77 @@
+"""Options of what goes to others: masks on new photos, pseudo labels."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cim.cli.common import add_config_args, add_workers, describe
+
+RLE = ("compressed", "uncompressed")
+KINDS = ("absolute", "quantile")  # the next three as in export's settings
+EMPTY_IMAGES = ("keep", "drop")
+SCORES = ("keep", "weight", "drop")
+
+
+def predict(target: argparse.ArgumentParser) -> None:
+    describe(
+        target,
+        "Instance masks on any photos with a trained network: a COCO json and overlays; nothing else is needed.",
+        "cim predict holiday/ --checkpoint runs/resnet50_voc --tags dog person --output masks",
+    )
+    target.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+    target.add_argument("--checkpoint", required=True, help="a checkpoint or a run folder")
+    target.add_argument("--tags", nargs="+", help="only these classes, when you know what is in the pictures")
+    target.add_argument("--output", type=Path, default=Path("predictions"), help="folder (default: predictions)")
+    target.add_argument("--score-threshold", type=float, default=0.3, help="default: 0.3")
+    target.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    target.add_argument("--weights", type=Path, help="ImageNet weights for the proposals, if they have moved since")
+    target.add_argument("--no-overlays", action="store_true", help="only predictions.json")
+
+
+def export(target: argparse.ArgumentParser) -> None:
+    describe(
+        target,
+        "Pseudo labels for Mask R-CNN: detections on the training photos, of the classes each is said to show.",
+        "cim score resnet50_voc --split trainaug   # scores first\n"
+        "  cim export resnet50_voc\n"
+        "  cim export resnet50_voc --from-mask-rcnn   # one more round",
+    )
+    add_config_args(target)
+    target.add_argument("--checkpoint", help="whose scores: a checkpoint or a run folder (default: that of the config)")
+    target.add_argument("--scores", type=Path, help="a folder of scores, e.g. RUN/detections/SPLIT, instead")
+    target.add_argument(
+        "--from-mask-rcnn",
+        nargs="?",
+        const="",
+        metavar="CHECKPOINT",
+        help="label with a trained Mask R-CNN instead (default: that of the config)",
+    )
+    target.add_argument("--split", help="default: data.train_split")
+    target.add_argument("--output", type=Path, help="default: <work_dir>/pseudo_labels/msrcnn_pseudo_label.json")
+    target.add_argument("--rle", choices=RLE, default="compressed", help="form of the masks")
+    add_workers(target)
+
+
+def threshold(target: argparse.ArgumentParser) -> None:
+    describe(
+        target,
+        "Choose among pseudo labels: a threshold on the score and other choices; a checked copy is written. Choices "
+        "that are not given here come from the config's export section.",
+        "cim threshold resnet50_voc --threshold 0.4\n"
+        "  cim threshold resnet50_voc --sweep   # what each threshold would keep",
+    )
+    add_config_args(target)
+    target.add_argument("--input", type=Path, help="labels (default: those of the config's run)")
+    target.add_argument("--output", type=Path, help="default: beside the input, with the threshold in its name")
+    target.add_argument("--split", help="default: data.train_split")
+    target.add_argument("--threshold", type=float, help="keep scores from here on; a share with --kind quantile")
+    target.add_argument("--kind", choices=KINDS, dest="threshold_kind")
+    target.add_argument("--keep-best-per-tag", action="store_true", default=None, help="at least one per image and tag")
+    target.add_argument("--min-area", type=int, help="pixels")
+    target.add_argument("--mask-nms", type=float, metavar="IOU", help="drop what overlaps a better one of its class")
+    target.add_argument("--empty-images", choices=EMPTY_IMAGES, help="photos left without instances")
+    target.add_argument("--scores", choices=SCORES, help="weight: adds the score over the class's best")
+    target.add_argument("--rle", choices=RLE, default="compressed", help="form of the masks")
+    target.add_argument("--sweep", action="store_true", help="only print what each threshold would keep")
+    target.add_argument("--annotations", type=Path, help="COCO json with true masks for the sweep")

@@ -1,0 +1,82 @@
+"""Proposals for any photos: a region store for a config's split or a folder, and COB's .mat files on request."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from cim.config.build import build_dataset, proposer_options, resolve_device
+from cim.config.loading import load_config
+from cim.config.run_paths import RunPaths
+from cim.config.schema import ProposalConfig
+from cim.core.errors import CimError
+from cim.core.parallel import run_stage
+from cim.datasets.base import Record
+from cim.datasets.photo_files import PHOTO_SUFFIXES
+from cim.proposals.published_tree import refuse_shared_names
+from cim.proposals.stage import ProposalStage, open_proposer, provenance
+from cim.storage.store import Store
+
+
+def main(args: argparse.Namespace) -> int:
+    """2 when some photos could not be read; the others are done."""
+    settings, records, output = _task(args)
+    device = str(resolve_device(args.device))
+    options = proposer_options(settings)
+    open_proposer(options, device)  # a missing package, checkpoint or weights file stops here, not in a worker
+    if args.export_mat is not None:
+        refuse_shared_names(records, args.export_mat)
+    store = Store.create(output, "regions", provenance(options), args.overwrite)
+    stage = ProposalStage(store, options, device, args.export_mat, args.mat_layout)
+    waiting = [record for record in records if not stage.done(record)]
+    report = run_stage(
+        stage,
+        waiting,
+        names=[str(record.path) for record in waiting],
+        description=f"proposals ({settings.method})",
+        workers=args.workers,
+        scheduler=args.scheduler,
+    )
+    code = report.exit_code()
+    print(f"{len(records) - len(report.failed)} of {len(records)} photos have proposals: {output}")
+    return code
+
+
+def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path]:
+    if (args.config is None) == (args.images is None):
+        raise CimError("which photos", expected="either CONFIG or --images FOLDER")
+    if args.config is not None:
+        config = load_config(args.config, args.set)
+        split = args.split or config.data.train_split
+        settings, records = config.proposals, list(build_dataset(config.data, split))
+        output = args.output or RunPaths(config).proposals(split)
+    elif args.output is None or args.set or args.split:
+        raise CimError("--images goes with --output, and without --set and --split")
+    else:
+        settings, records, output = ProposalConfig(), _folder(args.images), args.output
+    given: dict[str, Any] = {
+        "method": args.method,
+        "max_proposals": args.max_proposals,
+        "weights": args.weights,
+        "sam_checkpoint": args.checkpoint,
+        "deep_features": False if args.no_deep_features else None,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if given.get("max_proposals", 1) < 1:
+        raise CimError("--max-proposals starts at 1", found=args.max_proposals)
+    return settings.model_copy(update=given), records, output
+
+
+def _folder(images: Path) -> list[Record]:
+    """Every photo under a folder; the file name relative to it, without its ending, is the id."""
+    if not images.is_dir():
+        raise CimError("no such folder of photos", path=images, fix="check --images")
+    photos = sorted(path for path in images.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    if not photos:
+        raise CimError("no photos here", path=images, expected=", ".join(PHOTO_SUFFIXES))
+    names = [photo.relative_to(images).with_suffix("").as_posix() for photo in photos]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CimError("two photos of one name", path=images, found=twice[0], fix="rename one of them")
+    return [Record(name, photo, (0, 0)) for name, photo in zip(names, photos, strict=True)]

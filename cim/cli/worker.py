@@ -1,0 +1,84 @@
+"""Commands in processes of their own that need not load the libraries again.
+
+One server process imports them once and forks for every command: a command starts in milliseconds, gives all its
+memory back when it ends, and takes nothing with it when it is killed. The server never computes anything itself, so
+that what it hands on (threads, CUDA, random numbers) is as untouched as in a fresh process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from multiprocessing.context import BaseContext
+from multiprocessing.forkserver import ensure_running
+from typing import Any
+
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+
+Start = Callable[[Sequence[str]], Any]
+"""Runs a command given as words and ends with SystemExit; importable by name in another process."""
+
+
+@cache
+def _server() -> BaseContext:
+    """The server that forks, started; where there is none (Windows), every command loads the libraries itself."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cim.cli.preload"])
+    ensure_running()
+    return context
+
+
+def warm_up() -> None:
+    """Let the server begin to load the libraries, beside whatever this process does next."""
+    _server()
+
+
+def cim_command(words: Sequence[str]) -> None:
+    """A command of ``cim``; ends with its exit code."""
+    from cim.cli.main import main  # which imports the flow's own command
+
+    sys.exit(main(words))
+
+
+def run_apart(words: Sequence[str], start: Start = cim_command) -> int:
+    """Exit code of a command in a process of its own (negative: the signal that ended it).
+
+    SIGTERM is passed on. Ctrl-C, which the command gets itself, is left to it: it saves what it has. When this
+    process dies, the command is told to stop.
+    """
+    process = _server().Process(target=_guarded, args=(start, list(words), dict(os.environ)))
+    process.start()
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            try:
+                process.join()
+                return process.exitcode
+            except KeyboardInterrupt:
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _guarded(start: Start, words: list[str], environment: Mapping[str, str]) -> None:
+    _die_with_parent()
+    os.environ.update(environment)  # the server's is that of its start
+    from cim.core.parallel import close_workers  # joblib; the process that only waits does without
+
+    try:
+        start(words)
+    finally:
+        close_workers()
+
+
+def _die_with_parent() -> None:
+    """SIGTERM for this process when the server ends, as it does when the process that it serves is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)

@@ -1,0 +1,115 @@
+"""One function over many images, in parallel, with a progress bar; a bad image harms no other."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any
+
+import joblib
+from joblib.externals.loky import get_reusable_executor
+from tqdm import tqdm
+
+from cim.core.errors import CimError
+
+logger = logging.getLogger(__name__)
+CONNECT_SECONDS = 10  # how long a Dask scheduler may take to answer
+
+
+@dataclass
+class StageReport:
+    """Outcome of a stage: how many items were done, and the message of every failed one."""
+
+    done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def exit_code(self) -> int:
+        """Logs the failures, one line each; 2 when there are any."""
+        for name, message in self.failed.items():
+            logger.error("failed: %s: %s", name, message)
+        if self.failed:
+            logger.error("%d of %d failed, the others are done", len(self.failed), self.done + len(self.failed))
+        return 2 if self.failed else 0
+
+
+def run_stage(
+    function: Callable[[Any], None],
+    items: Sequence[Any],
+    *,
+    names: Sequence[str] | None = None,
+    description: str = "",
+    workers: int = 1,
+    scheduler: str | None = None,
+) -> StageReport:
+    """Call ``function`` on every item and collect the :class:`CimError` of those that fail.
+
+    Args:
+        function: picklable; writes its own artefact, returns nothing. Other exceptions are bugs and propagate.
+        items: what is still to do.
+        names: how failures are listed (default: ``str(item)``).
+        workers: local processes; 1 runs in this process.
+        scheduler: address of a Dask scheduler; runs there instead (needs ``dask.distributed``).
+
+    Raises:
+        CimError: the scheduler's package is missing or the scheduler cannot be reached.
+    """
+    names = [str(item) for item in items] if names is None else list(names)
+    report, messages = StageReport(), {}
+    numbered = list(enumerate(items))
+    for index, message in tqdm(
+        _outcomes(function, numbered, workers, scheduler), total=len(items), desc=description, unit="image", leave=True
+    ):
+        if message is None:
+            report.done += 1
+        else:
+            messages[index] = message
+    for index in sorted(messages):
+        name = names[index]
+        report.failed[f"{name} (item {index})" if name in report.failed else name] = messages[index]
+    return report
+
+
+def close_workers() -> None:
+    """End the worker processes that joblib keeps for the next stage; a process that was forked must do so to end."""
+    get_reusable_executor(max_workers=1, reuse=True).shutdown(wait=True, kill_workers=True)
+
+
+def _outcomes(function, numbered: Iterable, workers: int, scheduler: str | None) -> Iterator[tuple[int, str | None]]:
+    if scheduler is not None:
+        yield from _on_dask(function, numbered, scheduler)
+    elif workers <= 1:
+        yield from (_guarded(function, pair) for pair in numbered)
+    else:
+        parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size="auto")
+        try:
+            yield from parallel(joblib.delayed(_guarded)(function, pair) for pair in numbered)
+        except BrokenProcessPool as error:
+            fix = "the same command continues; with --workers 1 it needs least memory"
+            raise CimError("a worker process was killed (no memory?)", fix=fix) from error
+
+
+def _on_dask(function, numbered: Iterable, address: str) -> Iterator[tuple[int, str | None]]:
+    try:
+        from dask.distributed import Client
+    except ImportError:
+        raise CimError("--scheduler needs Dask", fix="pip install 'cim[cluster]'") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(Client(address, timeout=CONNECT_SECONDS))
+        except (OSError, ValueError) as error:
+            raise CimError("cannot reach the Dask scheduler", path=address, found=error) from error
+        # joblib's dask backend hands results back together; tasks still spread over the cluster.
+        stack.enter_context(joblib.parallel_config(backend="dask"))
+        yield from joblib.Parallel()(joblib.delayed(_guarded)(function, pair) for pair in numbered)
+
+
+def _guarded(function: Callable[[Any], None], pair: tuple[int, Any]) -> tuple[int, str | None]:
+    index, item = pair
+    try:
+        function(item)
+    except CimError as error:
+        return index, str(error)
+    return index, None

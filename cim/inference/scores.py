@@ -1,0 +1,280 @@
+"""From a trained network to scores of all proposals per image (METHOD section 8); ``cim.inference.detections`` selects.
+
+Scores are kept in a store (kind "detections", one file per image: ``scores`` and ``mil``, float32 [N, C]), so that an
+interrupted run continues, several processes share the work, and other selections or the anti-noise branch alone
+(WSDDN) need no second run of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from cim.config.build import build_model
+from cim.config.run_paths import RunPaths
+from cim.config.schema import Config, InferConfig
+from cim.core.errors import CimError
+from cim.core.files import fingerprint
+from cim.core.parallel import StageReport
+from cim.core.photo import read_photo
+from cim.core.regions import RegionSet
+from cim.core.types import RoiScores, Sample
+from cim.datasets.base import Dataset, Record
+from cim.engine import distributed
+from cim.engine.checkpoints import load_checkpoint
+from cim.inference.detections import Branch, with_masks
+from cim.models.backbones import RANDOM
+from cim.storage.published import RegionSource, lineage
+from cim.storage.store import Store
+from cim.training.samples import make_sample
+
+_AHEAD = 2  # images prepared while the network works
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A CIM network ready for inference, and what its checkpoint says about it."""
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    config: Config
+
+
+def trained_model(state: dict[str, Any], path: str | Path, device: torch.device | str = "cpu") -> Trained:
+    """The network of a checkpoint, in eval mode; nothing is downloaded.
+
+    Args:
+        state: what ``load_checkpoint`` returned.
+        path: for messages.
+
+    Raises:
+        CimError: not a CIM checkpoint, or weights that do not fit its own settings.
+    """
+    meta = state["meta"]
+    if meta.get("kind") != "cim":
+        raise CimError("not a CIM network", path=path, expected="kind cim", found=f"kind {meta.get('kind')}")
+    try:
+        config = Config(**meta["config"])
+        classes = tuple(str(name) for name in meta["classes"])
+    except (KeyError, TypeError, ValueError) as error:
+        found = str(error).replace("\n", " ")
+        raise CimError("checkpoint without usable settings", path=path, found=found) from None
+    own = config.model_copy(update={"model": config.model.model_copy(update={"weights": RANDOM})})
+    model = build_model(own, len(classes))
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise CimError("weights do not fit the network", path=path, found=str(error).split("\n")[1].strip()) from None
+    return Trained(model.to(device).eval(), classes, config)
+
+
+def find_checkpoint(given: str | Path | None, paths: RunPaths) -> Path:
+    """The checkpoint meant by a file, a run folder, or nothing (the config's own run).
+
+    Raises:
+        CimError: there is none.
+    """
+    path = paths.checkpoint if given is None else Path(given)
+    candidates = [path / "final.pth", path / "train" / "final.pth"] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CimError("no trained network here", path=path, fix="cim train CONFIG, or pass --checkpoint")
+
+
+def evaluation_dir(paths: RunPaths, checkpoint: Path) -> Path:
+    """Where detections and metrics of a checkpoint go: the work folder for the config's own final.pth, else a
+    folder beside the checkpoint."""
+    if checkpoint.resolve() == paths.checkpoint.resolve():
+        return paths.work_dir
+    return checkpoint.with_name(f"{checkpoint.stem}_evaluation")
+
+
+def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Trained:
+    """:func:`trained_model` of a file.
+
+    Raises:
+        CimError: missing, damaged or foreign checkpoint.
+    """
+    return trained_model(load_checkpoint(path), path, device)
+
+
+# ---------------------------------------------------------------------- one image
+
+
+def score_proposals(
+    model: nn.Module,
+    photo: np.ndarray,
+    regions: RegionSet,
+    *,
+    num_classes: int,
+    sides: Sequence[int],
+    flip: bool,
+    device: torch.device | str = "cpu",
+    max_proposals: int | None = None,
+) -> np.ndarray:
+    """Class scores of all proposals, float32 [N, C] without background: mean over branches and passes.
+
+    Args:
+        model: ``CIMNet``, in eval mode and on ``device``.
+        photo: uint8 [H, W, 3], RGB.
+        regions: N proposals of the photo.
+        num_classes: C.
+        sides: long sides in pixels, one pass each.
+        flip: pass the mirrored photo too.
+        max_proposals: score only so many, those their maker ranks highest; the others get 0.
+    """
+    record = Record(image_id="photo", path=Path("photo"), size=tuple(photo.shape[:2]))
+    passes = prepare_passes(record, regions, num_classes, sides, max_proposals, photo)
+    return score_passes(model, passes, len(regions), num_classes, flip=flip, device=device)["scores"]
+
+
+def prepare_passes(
+    record: Record,
+    regions: RegionSet,
+    num_classes: int,
+    sides: Sequence[int],
+    max_proposals: int | None = None,
+    photo: np.ndarray | None = None,
+) -> list[Sample]:
+    """One sample per long side, on the CPU; the photo is read once. No samples without proposals."""
+    if not len(regions):
+        return []
+    photo = read_photo(record.path) if photo is None else photo
+    record = replace(record, tags=())  # inference knows nothing of what is in the picture
+    return [make_sample(record, regions, None, side, False, num_classes, max_proposals, photo=photo) for side in sides]
+
+
+@torch.inference_mode()
+def score_passes(
+    model: nn.Module,
+    passes: Sequence[Sample],
+    count: int,
+    num_classes: int,
+    *,
+    flip: bool,
+    device: torch.device | str = "cpu",
+) -> dict[Branch, np.ndarray]:
+    """Mean scores of prepared passes and their mirror images.
+
+    Args:
+        passes: samples of one image, all with the same rows.
+        count: N, proposals of the image.
+
+    Returns:
+        ``scores`` (mean over refinement branches of cls_k * iou_k) and ``mil`` (cls * det, the anti-noise branch),
+        float32 [N, C]; rows that the samples lack are 0.
+    """
+    if not passes:
+        return {"scores": np.zeros((count, num_classes), np.float32), "mil": np.zeros((count, num_classes), np.float32)}
+    refined: torch.Tensor | float = 0.0
+    mil: torch.Tensor | float = 0.0
+    for sample in passes:
+        sample = sample.to(device)
+        for view in (sample, mirrored(sample)) if flip else (sample,):
+            output: RoiScores = model(view)
+            refined = refined + (output.refine_cls.float() * output.refine_iou.float()).mean(0)
+            mil = mil + output.cls.float() * output.det.float()
+    views = len(passes) * (2 if flip else 1)
+    rows = passes[0].proposal.numpy()
+    return {"scores": _spread(refined / views, rows, count), "mil": _spread(mil / views, rows, count)}
+
+
+def mirrored(sample: Sample) -> Sample:
+    """The sample left to right, without touching the photo again."""
+    boxes = sample.boxes.clone()
+    boxes[:, [0, 2]] = sample.image.shape[-1] - sample.boxes[:, [2, 0]]
+    flipped = {name: getattr(sample, name).flip(-1) for name in ("image", "grids", "atoms")}
+    return replace(sample, boxes=boxes, features=None, **flipped)  # the trunk sees the mirror image afresh
+
+
+def _spread(values: torch.Tensor, rows: np.ndarray, count: int) -> np.ndarray:
+    """[n, C+1] of some rows -> float32 [N, C] of all, background dropped."""
+    values = values[:, 1:].cpu().numpy()
+    spread = np.zeros((count, values.shape[1]), np.float32)
+    spread[rows] = values
+    return spread
+
+
+# ---------------------------------------------------------------------- a data set
+
+
+def detection_store(
+    root: Path, checkpoint: Path, infer: InferConfig, proposals: dict[str, Any], overwrite: bool = False
+) -> Store:
+    """The store of a checkpoint's scores; refuses to mix those of other weights, passes or proposals.
+
+    Args:
+        proposals: provenance of the proposals that are scored.
+
+    Raises:
+        CimError: the folder holds scores made otherwise.
+    """
+    provenance = {
+        "checkpoint": fingerprint(checkpoint),
+        "sides": list(infer.sides),
+        "flip": infer.flip,
+        "max_proposals": infer.max_proposals,
+        "proposals": lineage(proposals),
+    }
+    if overwrite:
+        if distributed.is_main():
+            Store.create(root, "detections", provenance, overwrite=True)
+        distributed.wait()  # nobody writes before the old ones are gone
+    return Store.create(root, "detections", provenance)
+
+
+def score_dataset(
+    model: nn.Module,
+    dataset: Dataset,
+    source: RegionSource,
+    store: Store,
+    infer: InferConfig,
+    device: torch.device | str = "cpu",
+) -> StageReport:
+    """Score every image that the store lacks; under torchrun each process takes its share.
+
+    The next images are read and resized while the network works. An unreadable photo or missing proposals harm no
+    other image: they are listed in the report.
+    """
+    share = dataset.records[distributed.rank() :: distributed.world()]
+    missing = [record for record in share if not store.has(record.image_id)]
+    classes = len(dataset.classes)
+
+    def prepare(record: Record) -> tuple[int, list[Sample]]:
+        regions = with_masks(source.load(record.image_id), record.image_id)
+        return len(regions), prepare_passes(record, regions, classes, infer.sides, infer.max_proposals)
+
+    report = StageReport()
+    progress = tqdm(total=len(missing), desc="scores", unit="image", disable=not distributed.is_main())
+    with progress:
+        for record, future in _ahead(prepare, missing):
+            try:
+                count, passes = future.result()
+                arrays = score_passes(model, passes, count, classes, flip=infer.flip, device=device)
+                store.save(record.image_id, **arrays)
+                report.done += 1
+            except CimError as error:
+                report.failed[str(record.image_id)] = str(error)
+            progress.update()
+    distributed.wait()
+    return report
+
+
+def _ahead(function: Callable[[Record], Any], records: Sequence[Record]) -> Iterator[tuple[Record, Future]]:
+    """Every record with the future of ``function(record)``, a few of them under way in threads."""
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        waiting: list[tuple[Record, Future]] = []
+        for record in records:
+            waiting.append((record, pool.submit(function, record)))
+            if len(waiting) > _AHEAD:
+                yield waiting.pop(0)
+        yield from waiting

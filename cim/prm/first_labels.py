@@ -1,0 +1,149 @@
+"""The stage from a trained response network (or annotated points) to the first labels of a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cim.core.errors import CimError
+from cim.core.files import fingerprint
+from cim.core.regions import RegionSet
+from cim.core.types import Clusters
+from cim.datasets.base import Dataset, Record
+from cim.prm.assign import assign_from_peaks, assign_from_points, read_points
+from cim.prm.network import Peaks, ResponseNet, find_peaks
+from cim.prm.photos import photo_batches
+from cim.storage.published import RegionSource, mat_from_clusters, open_clusters, published_names, write_pickle
+from cim.storage.store import Store
+
+AGPL = "cim labels CONFIG"
+
+
+@dataclass(frozen=True)
+class AssignOptions:
+    """See :func:`cim.prm.assign.assign`."""
+
+    mean_mask_threshold: float = 0.7
+    iou: float = 0.5
+
+
+# ---------------------------------------------------------------------- peaks
+
+
+def peak_provenance(net: ResponseNet, checkpoint: Path, threshold: float) -> dict[str, Any]:
+    """What peaks depend on; the weights by their content, since a file of one name may be trained again."""
+    return {"weights": fingerprint(checkpoint), "image_size": net.image_size, "peak_threshold": threshold}
+
+
+def store_peaks(
+    net: ResponseNet, records: Sequence[Record], store: Store, threshold: float, *, batch: int = 8, workers: int = 2
+) -> dict[str, str]:
+    """Peaks of the tagged classes of every photo that has none stored yet.
+
+    Args:
+        net: in eval mode, on the device to use.
+
+    Returns:
+        the message of every unreadable photo, by its name; the others are done.
+    """
+    failed: dict[str, str] = {}
+    device = next(net.parameters()).device
+    waiting = [record for record in records if not store.has(record.image_id)]
+    untagged = [record for record in waiting if not record.tags]
+    tagged = [record for record in waiting if record.tags]
+    for record in untagged:  # nothing to look for: known without the network
+        save_peaks(store, record.image_id, Peaks(np.zeros((0, 3), np.int64), np.zeros(0, np.float32), (1, 1)))
+    for chunk, images in photo_batches(tagged, net.image_size, batch, workers, "peaks", failed):
+        with torch.inference_mode():
+            maps = net(images.to(device))
+        for record, one in zip(chunk, maps, strict=True):
+            save_peaks(store, record.image_id, find_peaks(one, record.tags, threshold))
+    return failed
+
+
+def save_peaks(store: Store, image_id: int | str, peaks: Peaks) -> None:
+    """Arrays ``peaks`` int32 [P, 3], ``values`` float32 [P], ``grid`` int32 [2]."""
+    store.save(image_id, peaks=peaks.index.astype(np.int32), values=peaks.values, grid=np.array(peaks.grid, np.int32))
+
+
+def load_peaks(store: Store, image_id: int | str) -> Peaks:
+    """What :func:`save_peaks` wrote.
+
+    Raises:
+        CimError: missing or damaged.
+    """
+    arrays = store.load(image_id)
+    try:
+        height, width = (int(side) for side in arrays["grid"])
+        return Peaks(arrays["peaks"].astype(np.int64), arrays["values"], (height, width))
+    except (KeyError, ValueError) as error:
+        raise CimError("damaged peaks file", path=store.path(image_id), found=error, fix="delete it") from error
+
+
+# ---------------------------------------------------------------------- labels
+
+
+@dataclass(frozen=True)
+class LabelStage:
+    """First labels of one image at a time, into a store; picklable, for worker processes.
+
+    Attributes:
+        regions: proposals with their masks.
+        output: clusters store.
+        peaks: where peaks are; None: points.
+        points: folder of point files, used without peaks.
+    """
+
+    regions: RegionSource
+    output: Store
+    options: AssignOptions
+    num_classes: int
+    peaks: Store | None = None
+    points: Path | None = None
+
+    def __call__(self, record: Record) -> None:
+        """Label the record's proposals and save.
+
+        Raises:
+            CimError: no proposals, no peaks, bad points, or files that do not belong together.
+        """
+        labels = self.label(record)
+        self.output.save(record.image_id, class_ids=labels.class_ids, cluster=labels.cluster)
+
+    def label(self, record: Record) -> Clusters:
+        """First labels of the record's proposals."""
+        regions = self.regions.load(record.image_id)
+        if not isinstance(regions, RegionSet):
+            raise CimError(
+                "published grids have no masks to assign labels on",
+                fix="import the .mat files (cim import --from mat) or use published label_assign",
+            )
+        if regions.size != record.size:
+            raise CimError("proposals made for another size of the photo", expected=record.size, found=regions.size)
+        if self.peaks is not None:
+            return assign_from_peaks(regions, load_peaks(self.peaks, record.image_id), **asdict(self.options))
+        path = points_file(self.points or Path(), record)
+        return assign_from_points(regions, read_points(path, self.num_classes), **asdict(self.options))
+
+
+def points_file(folder: Path, record: Record) -> Path:
+    """``<folder>/<photo's name>.txt``, or one of the published names of its id."""
+    names = (record.path.stem, *published_names(record.image_id))
+    return next((p for p in (folder / f"{name}.txt" for name in names) if p.is_file()), folder / f"{names[0]}.txt")
+
+
+def export_label_assign(clusters: Path, dataset: Dataset, path: Path) -> int:
+    """First labels of a split as a published ``label_assign/*.pkl``; how many images it holds.
+
+    The format is one object, so it is held in memory once: 4 bytes per proposal and class.
+    """
+    source = open_clusters(clusters)
+    records = [record for record in dataset if source.has(record.image_id)]
+    mats = [mat_from_clusters(source.load(record.image_id), len(dataset.classes)) for record in records]
+    write_pickle(path, {"indexes": [record.image_id for record in records], "mat": mats, "score": []})
+    return len(records)

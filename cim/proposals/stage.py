@@ -1,0 +1,115 @@
+"""The proposal stage: one photo in, one region file out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cim.core.photo import read_photo
+from cim.core.regions import RegionSet
+from cim.datasets.base import Record
+from cim.proposals.cob import write_cob_mat
+from cim.proposals.deep import TrunkFeatures
+from cim.proposals.grouping import GroupingOptions, propose
+from cim.proposals.sam import SamOptions, SamProposer
+from cim.storage.store import Store
+
+Proposer = Callable[[np.ndarray], RegionSet]
+"""Photo uint8 [H, W, 3] -> its regions."""
+
+
+@dataclass(frozen=True)
+class ProposerOptions:
+    """Which maker of proposals, and how it is set.
+
+    Attributes:
+        method: our own grouping, or Segment Anything.
+        max_proposals: the best n are kept.
+        deep_features: group with the maps of an ImageNet trunk as well as with colour and texture.
+        backbone, weights: that trunk and its file (None: the library's own).
+        min_area, max_area: size limits, fractions of the picture.
+        sam_checkpoint: hub name or folder.
+    """
+
+    method: Literal["grouping", "sam"] = "grouping"
+    max_proposals: int = 1000
+    deep_features: bool = True
+    backbone: str = "mobilenet_v2"
+    weights: str | None = None
+    min_area: float = 0.0008
+    max_area: float = 0.9
+    sam_checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class ProposalStage:
+    """Makes the proposals of one photo; what is there already stays. Picklable, for worker processes.
+
+    Attributes:
+        store: of kind "regions".
+        options: how.
+        device: torch device of the networks involved.
+        mat: folder for COB ``.mat`` files, named after the photo; None: none are written.
+        mat_layout: "voc" or "coco".
+    """
+
+    store: Store
+    options: ProposerOptions
+    device: str = "cpu"
+    mat: Path | None = None
+    mat_layout: Literal["voc", "coco"] = "voc"
+
+    def done(self, record: Record) -> bool:
+        return self.store.has(record.image_id) and (self.mat is None or self._mat_path(record).is_file())
+
+    def __call__(self, record: Record) -> None:
+        """Raises:
+        CimError: the photo cannot be read, or the disk cannot be written.
+        """
+        if self.store.has(record.image_id):
+            regions = self.store.load_regions(record.image_id)
+        else:
+            regions = _kept_proposer(self.options, self.device)(read_photo(record.path))
+            self.store.save_regions(record.image_id, regions)
+        if self.mat is not None:
+            write_cob_mat(self._mat_path(record), regions, self.mat_layout)
+
+    def _mat_path(self, record: Record) -> Path:
+        return self.mat / f"{record.path.stem}.mat"
+
+
+def provenance(options: ProposerOptions) -> dict[str, Any]:
+    """What the store's manifest says; whoever trains on it can see whether masks were learnt from."""
+    limits = {"max_proposals": options.max_proposals, "min_area": options.min_area, "max_area": options.max_area}
+    if options.method == "sam":
+        return {
+            "maker": "Segment Anything",
+            "checkpoint": options.sam_checkpoint,
+            "trained_on_masks": True,
+            **limits,
+        }
+    cue = options.backbone if options.deep_features else None
+    return {"maker": "cim grouping", "deep_features": cue, "trained_on_masks": False, **limits}
+
+
+def open_proposer(options: ProposerOptions, device: str = "cpu") -> Proposer:
+    """What finds the regions of a photo, its networks loaded.
+
+    Raises:
+        CimError: weights or a checkpoint that cannot be had, transformers missing.
+    """
+    limits = {"max_proposals": options.max_proposals, "min_area": options.min_area, "max_area": options.max_area}
+    if options.method == "sam":
+        return SamProposer(options.sam_checkpoint, SamOptions(**limits), device)
+    features = None
+    if options.deep_features:
+        features = TrunkFeatures(options.backbone, options.weights, device=device)
+    return partial(propose, options=GroupingOptions(**limits), features=features)
+
+
+_kept_proposer = lru_cache(maxsize=1)(open_proposer)  # one network per process and options

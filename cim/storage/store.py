@@ -1,0 +1,134 @@
+"""Artefacts on disk: a folder with one file per image and a manifest that says what they are.
+
+One file per image makes every stage resumable (what is there is done), parallel (nobody shares a
+file) and flat in memory. The manifest records kind, maker and settings, so that artefacts made with
+other settings are never mixed silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from cim.core.errors import CimError
+from cim.core.files import as_json, read_json, write_json, write_npz
+from cim.core.regions import RegionSet
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_LONGEST = 180  # characters of a name; file systems take 255, temporary files need some
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of per-image artefacts of one kind.
+
+    Attributes:
+        root: the folder.
+        kind: "regions", "clusters", "peaks", "detections", ...
+        provenance: who made them, from what and with which settings; for regions also
+            ``trained_on_masks``: True, False or None (unknown).
+    """
+
+    root: Path
+    kind: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, root: str | Path, kind: str, provenance: dict[str, Any], overwrite: bool = False) -> Store:
+        """A store to write into; an existing one of the same kind and settings is continued.
+
+        Raises:
+            CimError: the folder holds something else, or was made with other settings.
+        """
+        root, provenance = Path(root), as_json(provenance)
+        if overwrite and (root / MANIFEST).exists():
+            cls.open(root, kind)  # refuse to delete what is not ours
+            shutil.rmtree(root)
+        if (root / MANIFEST).exists():
+            old = cls.open(root, kind)
+            if old.provenance != provenance:
+                changed = {
+                    k for k in old.provenance.keys() | provenance.keys() if old.provenance.get(k) != provenance.get(k)
+                }
+                raise CimError(
+                    f"{kind} made with other settings ({', '.join(sorted(changed))})",
+                    path=root,
+                    expected={k: provenance.get(k) for k in sorted(changed)},
+                    found={k: old.provenance.get(k) for k in sorted(changed)},
+                    fix="choose another output folder; --overwrite deletes what is there",
+                )
+            return old
+        if root.exists() and not root.is_dir():
+            raise CimError("output is not a folder", path=root, fix="choose another output folder")
+        write_json(root / MANIFEST, {"format": FORMAT, "kind": kind, "provenance": provenance}, indent=1)
+        return cls(root, kind, provenance)
+
+    @classmethod
+    def open(cls, root: str | Path, kind: str, fix: str | None = None) -> Store:
+        """An existing store.
+
+        Raises:
+            CimError: missing, or of another kind; ``fix`` says which command makes it.
+        """
+        root = Path(root)
+        if not (root / MANIFEST).is_file():
+            raise CimError(f"no {kind} here", path=root, fix=fix)
+        manifest = read_json(root / MANIFEST, fix=fix)
+        found = manifest.get("kind") if isinstance(manifest, dict) else None
+        if found != kind:
+            raise CimError("folder holds another kind of artefact", path=root, expected=kind, found=found, fix=fix)
+        return cls(root, kind, manifest.get("provenance", {}))
+
+    def path(self, image_id: int | str) -> Path:
+        """File of one image; ids with characters that file systems dislike are escaped."""
+        name = quote(str(image_id), safe="")
+        if len(name) > _LONGEST:
+            name = f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        if name.startswith("."):  # hidden files are temporary ones
+            name = "%2E" + name[1:]
+        return self.root / f"{name}.npz"
+
+    def has(self, image_id: int | str) -> bool:
+        return self.path(image_id).is_file()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.files())
+
+    def files(self) -> Iterator[Path]:
+        """Every artefact file, unordered."""
+        return (p for p in self.root.iterdir() if p.suffix == ".npz" and not p.name.startswith("."))
+
+    def save(self, image_id: int | str, **arrays: np.ndarray) -> None:
+        """Arrays of one image, atomically."""
+        write_npz(self.path(image_id), **arrays)
+
+    def load(self, image_id: int | str) -> dict[str, np.ndarray]:
+        """What :meth:`save` wrote.
+
+        Raises:
+            CimError: missing or damaged.
+        """
+        path = self.path(image_id)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {key: file[key] for key in file.files}
+        except FileNotFoundError:
+            raise CimError(f"no {self.kind} for image {image_id}", path=path) from None
+        except Exception as error:  # zip, zlib, value, end of file: all mean a damaged file
+            raise CimError(
+                f"damaged {self.kind} file", path=path, found=error, fix="delete it and run again"
+            ) from error
+
+    def save_regions(self, image_id: int | str, regions: RegionSet) -> None:
+        regions.save(self.path(image_id))
+
+    def load_regions(self, image_id: int | str) -> RegionSet:
+        return RegionSet.load(self.path(image_id))

@@ -1,0 +1,72 @@
+"""Feature maps of a frozen trunk, computed once and kept on disk: half of a light training run is saved.
+
+A folder with a manifest (which trunk, which weights) and one float16 ``.npy`` per image and scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cim.core.errors import CimError
+from cim.core.files import atomic
+from cim.core.photo import read_photo
+from cim.datasets.base import Dataset, Record
+from cim.storage.store import Store
+from cim.training.samples import resized
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Reads and fills the folder; picklable, so that loader workers can read."""
+
+    store: Store
+
+    @classmethod
+    def create(cls, root: Path, trunk: str, weights: str) -> FeatureCache:
+        """Open or begin the cache of one trunk.
+
+        Raises:
+            CimError: the folder holds the features of another trunk.
+        """
+        return cls(Store.create(root, "features", {"trunk": trunk, "weights": weights}))
+
+    def path(self, image_id: int | str, side: int) -> Path:
+        return self.store.path(image_id).with_suffix(f".{side}.npy")
+
+    def load(self, image_id: int | str, side: int) -> Tensor:
+        """float16 [D, h, w].
+
+        Raises:
+            CimError: missing or damaged.
+        """
+        path = self.path(image_id, side)
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise CimError("cannot read features", path=path, found=error, fix="delete it and run again") from error
+
+    @torch.inference_mode()
+    def fill(self, features: Callable[[Tensor], Tensor], dataset: Dataset, sides: Sequence[int], device) -> None:
+        """Compute what is missing. ``features``: float [3, h, w] -> [1, D, h', w'].
+
+        Unreadable photos are left out; whoever needs their features reports them.
+        """
+        missing = [(r, side) for r in dataset for side in sides if not self.path(r.image_id, side).is_file()]
+        for record, side in tqdm(missing, desc="features", unit="image", disable=not missing):
+            self._compute(features, record, side, device)
+
+    def _compute(self, features: Callable[[Tensor], Tensor], record: Record, side: int, device) -> None:
+        try:
+            photo = read_photo(record.path)
+        except CimError:
+            return
+        values = features(resized(photo, side).to(device))[0].half().cpu().numpy()
+        with atomic(self.path(record.image_id, side)) as temporary, open(temporary, "wb") as file:
+            np.save(file, values)

@@ -1,0 +1,156 @@
+"""One image as the networks eat it: photo, proposals and first labels -> Sample, for training and inference alike."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+
+from cim.core.errors import CimError
+from cim.core.photo import read_photo
+from cim.core.regions import Overlaps, RegionSet, nearest, overlaps
+from cim.core.types import Clusters, Sample
+from cim.datasets.base import Record
+from cim.models.preprocess import normalise
+from cim.storage.published import PublishedProposals
+
+
+def make_sample(
+    record: Record,
+    regions: RegionSet | PublishedProposals,
+    clusters: Clusters | None,
+    side: int,
+    flip: bool,
+    num_classes: int,
+    max_proposals: int | None = None,
+    rng: np.random.Generator | None = None,
+    photo: np.ndarray | None = None,
+) -> Sample:
+    """Resize, flip, normalise and put together (METHOD section 7).
+
+    Args:
+        record: which photo, and its tags.
+        regions: N proposals of the photo; published ones come without masks, so their overlaps are read.
+        clusters: first labels of these proposals; None: nothing is labelled.
+        side: length of the photo's long side afterwards, pixels.
+        flip: mirror left to right.
+        num_classes: C.
+        max_proposals: cap on N, see :func:`keep_best`; None: all.
+        rng: breaks ties among equal scores when the cap cuts; None always gives the same choice.
+        photo: uint8 [H, W, 3] when it is in memory already; read from ``record.path`` otherwise.
+
+    Returns:
+        the sample on the CPU; rows are in the stored order, ``proposal`` says which are left.
+
+    Raises:
+        CimError: unreadable photo; proposals, first labels or tags that do not belong to it.
+    """
+    photo = read_photo(record.path) if photo is None else photo
+    _check(record, photo, regions, clusters, num_classes)
+    rows = keep_best(regions.scores, max_proposals, rng)
+    image = resized_pixels(photo, side)
+    height, width = image.shape[:2]
+    boxes = regions.boxes[rows] * np.float32([width / photo.shape[1], height / photo.shape[0]] * 2)
+    grids = regions.grids[rows].astype(np.float32)
+    if isinstance(regions, RegionSet):
+        members, areas, pairs = regions.members[rows], regions.atom_areas.astype(np.float32), None
+        atoms = regions.atoms[nearest(height, regions.size[0])[:, None], nearest(width, regions.size[1])]
+    else:
+        members, areas = np.zeros((len(rows), 0), bool), np.zeros(0, np.float32)
+        atoms = np.zeros((height, width), np.int32)
+        full = regions.overlaps()
+        pairs = Overlaps(*(torch.from_numpy(matrix[np.ix_(rows, rows)]) for matrix in full))
+    if flip:
+        image, atoms, grids = image[:, ::-1], atoms[:, ::-1], grids[:, :, ::-1]
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    if clusters is None:
+        class_ids, cluster = np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.int64)
+    else:
+        class_ids, cluster = clusters.class_ids[rows], clusters.cluster[rows]
+    tags = np.zeros(num_classes, np.float32)
+    tags[list(record.tags)] = 1
+    return Sample(
+        image_id=record.image_id,
+        image=normalise(image),
+        boxes=torch.from_numpy(boxes),
+        grids=_tensor(grids),
+        members=torch.from_numpy(members),
+        atom_areas=torch.from_numpy(areas),
+        atoms=_tensor(atoms),
+        proposal=torch.from_numpy(rows),
+        tags=torch.from_numpy(tags),
+        class_ids=_tensor(class_ids),
+        cluster=_tensor(cluster),
+        overlaps=pairs,
+    )
+
+
+def overlaps_of(sample: Sample) -> Overlaps:
+    """IoU and containment [N, N] of a sample's proposals, float32, where the sample is (METHOD section 1)."""
+    if sample.overlaps is not None:
+        return sample.overlaps
+    with torch.autocast(sample.members.device.type, enabled=False):  # pixel counts must stay whole numbers
+        return overlaps(sample.members.float(), sample.atom_areas)
+
+
+def frame(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(H, W) scaled so that the long side has ``side`` pixels; no side shorter than 1."""
+    scale = side / max(size)
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+def resized_pixels(photo: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [h, w, 3], the long side ``side`` pixels."""
+    height, width = frame(photo.shape[:2], side)
+    return cv2.resize(photo, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def resized(photo: np.ndarray, side: int) -> torch.Tensor:
+    """The photo as a trunk takes it at that scale, float32 [3, h, w]."""
+    return normalise(resized_pixels(photo, side))
+
+
+def keep_best(scores: np.ndarray, limit: int | None, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Rows int64, ascending, of the ``limit`` highest scores; equal ones (makers without scores) are drawn."""
+    count = len(scores)
+    if limit is None or count <= limit:
+        return np.arange(count)
+    tie = np.arange(count) if rng is None else rng.permutation(count)
+    return np.sort(np.lexsort((tie, -scores))[:limit])
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _check(
+    record: Record,
+    photo: np.ndarray,
+    regions: RegionSet | PublishedProposals,
+    clusters: Clusters | None,
+    num_classes: int,
+) -> None:
+    what = f"of image {record.image_id}"
+    if isinstance(regions, RegionSet) and regions.size != photo.shape[:2]:
+        raise CimError(
+            f"proposals {what} were made for another size of the photo",
+            path=record.path,
+            expected=photo.shape[:2],
+            found=regions.size,
+            fix="delete its file among the proposals, then make them again",
+        )
+    if clusters is not None and len(clusters) != len(regions):
+        raise CimError(
+            f"first labels {what} belong to other proposals",
+            expected=f"{len(regions)} rows",
+            found=len(clusters),
+            fix="make the first labels again: cim labels",
+        )
+    highest = int(clusters.class_ids.max(initial=0)) if clusters is not None else 0
+    if highest > num_classes or max(record.tags, default=-1) >= num_classes:
+        raise CimError(
+            f"class numbers {what} do not fit the data set",
+            expected=f"{num_classes} classes",
+            found=f"tags {record.tags}, first labels up to {highest}",
+            fix="check data.tags and make the first labels again",
+        )
