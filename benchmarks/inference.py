@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from cim.cli.common import parser, run
-from cim.config.build import build_model, resolve_device
+from cim.config.build import build_model
+from cim.config.device import resolve_device
 from cim.config.schema import Config
 from cim.core.regions import RegionSet
 from cim.datasets.base import Record

@@ -21,7 +21,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from cim.cli.common import run
-from cim.config.build import build_criterion, build_model, resolve_device
+from cim.config.build import build_criterion, build_model
+from cim.config.device import resolve_device
 from cim.config.loading import load_config
 from cim.config.schema import Config
 from cim.core.regions import RegionSet

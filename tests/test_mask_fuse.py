@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cim.config.build import build_model, resolve_device
+from cim.config.build import build_model
+from cim.config.device import resolve_device
 from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.types import Sample

@@ -14,7 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import nn
 
-from cim.config.build import resolve_device
+from cim.config.device import resolve_device
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
 from cim.core.errors import CimError

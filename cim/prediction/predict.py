@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
-from cim.config.build import proposer_options, resolve_device
+from cim.config.build import proposer_options
+from cim.config.device import resolve_device
 from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.photo import read_photo

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cim.config.build import build_dataset, resolve_device
+from cim.config.build import build_dataset
+from cim.config.device import resolve_device
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, PRMConfig
 from cim.core.errors import CimError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cim.config.build import resolve_device
+from cim.config.device import resolve_device
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
 from cim.core.errors import CimError

@@ -12,14 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cim.config.build import (
-    build_criterion,
-    build_dataset,
-    build_model,
-    proposer_options,
-    resolve_device,
-    trunk_file,
-)
+from cim.config.build import build_criterion, build_dataset, build_model, proposer_options, trunk_file
+from cim.config.device import resolve_device
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, TrainConfig
 from cim.core.errors import CimError

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from cim.cli.flow import Stage, preparation, pseudo_labels, run_stages, stage
 from cim.cli.worker import warm_up
-from cim.config.build import resolve_device
 from cim.config.loading import load_config, override, save_config
 from cim.core.errors import CimError
 from cim.core.files import file_state
@@ -50,7 +49,10 @@ def write_config(args: argparse.Namespace) -> Path:
         raise CimError("no photos to evaluate on", expected="--val FOLDER beside --val-tags or --val-masks")
     if any(setting.startswith("work_dir=") for setting in args.set):
         raise CimError("the run folder is --output", fix="leave work_dir out of --set")
-    resolve_device(args.device)
+    if args.device not in ("auto", "cpu"):
+        from cim.config.device import resolve_device  # torch, which this process can do without
+
+        resolve_device(args.device)
     if args.val_masks:
         load_ground_truth(args.val_masks)  # a damaged file is told now, not after training
     data = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 
-from cim.config.build import build_dataset, resolve_device
+from cim.config.build import build_dataset
+from cim.config.device import resolve_device
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.core.errors import CimError

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cim.config.build import build_dataset, proposer_options, resolve_device
+from cim.config.build import build_dataset, proposer_options
+from cim.config.device import resolve_device
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.config.schema import ProposalConfig
