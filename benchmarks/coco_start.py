@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cim.cli import parser, run
+from cim.cli.common import parser, run
 
 CATEGORIES = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 SIZES = [(640, 480), (480, 640), (640, 427), (500, 375)]
@@ -117,8 +117,8 @@ def measure(way: str, root: Path) -> dict[str, Any]:
 
 def open_now(root: Path, anew: bool):
     """The training split as every stage opens it."""
-    from cim.build import build_dataset
-    from cim.config import DataConfig
+    from cim.config.build import build_dataset
+    from cim.config.schema import DataConfig
     from cim.datasets.tag_cache import cache_path
 
     if anew:
@@ -145,7 +145,7 @@ def open_whole(root: Path):
 
 def worker_memory(dataset) -> float:
     """MiB that a loader worker has for itself after the workers have read many records."""
-    from cim.feed import stream
+    from cim.engine.loader import stream
 
     items = stream(_Tags(dataset), images_per_update=4, start=0, stop=READS // 4, seed=0, workers=2)
     for _ in range(READS - 8):

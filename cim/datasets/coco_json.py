@@ -1,42 +1,19 @@
-"""Tags out of a COCO json: which categories each image has. Masks are dropped while the file is read."""
+"""Tags out of a COCO json: which categories each image has. Masks are dropped while the file is read.
+
+A large json is parsed once: its tags stay beside it (:mod:`cim.datasets.tag_cache`).
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cim.core.errors import CimError
-from cim.datasets.base import Dataset, Record
-
-
-class TaggedImage(NamedTuple):
-    """One entry of the json's ``images``: id, file name as written there, (H, W) or None, classes 0..C-1."""
-
-    image_id: int | str
-    file_name: str
-    size: tuple[int, int] | None
-    tags: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class TagFile:
-    """What training may know of a COCO json.
-
-    Attributes:
-        path: the json.
-        classes: C names, in order of their category ids.
-        category_ids: C ids.
-        images: every image of the file, with its tags.
-        annotated: whether the file has an ``annotations`` list (test sets have none).
-    """
-
-    path: Path
-    classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    images: tuple[TaggedImage, ...]
-    annotated: bool
+from cim.datasets.base import Dataset
+from cim.datasets.json_lists import Unusual, read_lists
+from cim.datasets.tag_cache import Stamp, keep_tags, kept_tags
+from cim.datasets.tag_table import TableRecords, TagFile, TaggedImage, TagTable
 
 
 class _Pair(NamedTuple):
@@ -50,10 +27,11 @@ _KINDS = {
     "images": {"id": (int, str), "file_name": str, "height": (int, type(None)), "width": (int, type(None))},
     "categories": {"id": int, "name": str},
 }
+_MASK_KEYS = {"image_id", "category_id", "counts"}  # what :func:`_without_masks` knows annotations and masks by
 
 
 def read_tag_file(path: str | Path, fix: str | None = None) -> TagFile:
-    """Read the image list, the categories and the tags of a COCO json.
+    """Read the image list, the categories and the tags of a COCO json, or what an earlier call kept of it.
 
     Each annotation shrinks to (image, category) the moment it is parsed, so masks are neither kept nor needed,
     and a file without any masks gives the same result. Crowd annotations count: a crowd of people is people.
@@ -62,14 +40,23 @@ def read_tag_file(path: str | Path, fix: str | None = None) -> TagFile:
         CimError: missing file, no json, missing keys, an unknown category or image, an id or file name used twice.
     """
     path = Path(path)
-    content = _load(path, fix)
-    classes, category_ids = _categories(content, path)
-    tags = _tags(content, path, {number: index for index, number in enumerate(category_ids)})
-    images = []
-    for entry in content["images"]:
-        size = (int(entry["height"]), int(entry["width"])) if entry.get("height") and entry.get("width") else None
-        images.append(TaggedImage(entry["id"], entry["file_name"], size, tuple(sorted(tags[entry["id"]]))))
-    return TagFile(path, classes, category_ids, tuple(images), "annotations" in content)
+    stamp = Stamp.of(path)
+    file = kept_tags(path, stamp)
+    if file is None:
+        file = parse_tag_file(path, fix)
+        keep_tags(file, stamp)
+    return file
+
+
+def parse_tag_file(path: Path, fix: str | None = None) -> TagFile:
+    """:func:`read_tag_file` without anything kept: entry by entry where the file is a plain one, else as a whole."""
+    try:
+        content = read_lists(path, ("images", "annotations", "categories"), _slim)
+        if not content.keys() & _MASK_KEYS:
+            return _tag_file(content, path)
+    except (Unusual, OSError, CimError):
+        pass  # the whole says best what is wrong
+    return _tag_file(_load(path, fix), path)
 
 
 def open_tag_file(name: str, path: Path, photos: Path, fix: str) -> Dataset:
@@ -81,24 +68,54 @@ def open_tag_file(name: str, path: Path, photos: Path, fix: str) -> Dataset:
         CimError: see :func:`read_tag_file`; also an image without its size.
     """
     file = read_tag_file(path, fix)
-    records = []
-    for image in file.images:
-        if image.size is None:
-            raise CimError("image without height and width", path=path, found=image.file_name, fix=fix)
-        records.append(Record(image.image_id, photos / image.file_name, image.size, image.tags))
-    return Dataset(name, file.classes, file.category_ids, tuple(records), path if file.annotated else None)
+    image = file.images.without_size()
+    if image is not None:
+        raise CimError("image without height and width", path=path, found=image.file_name, fix=fix)
+    records = TableRecords.of(file.images, photos)
+    return Dataset(name, file.classes, file.category_ids, records, path if file.annotated else None)
 
 
-def _load(path: Path, fix: str | None) -> dict[str, Any]:
+def _load(path: Path, fix: str | None) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
-            content = json.load(file, object_hook=_without_masks)
+            return json.load(file, object_hook=_without_masks)
     except FileNotFoundError:
         raise CimError("missing annotation file", path=path, fix=fix) from None
     except IsADirectoryError:
         raise CimError("a folder where a json file should be", path=path) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CimError("not a json file (truncated?)", path=path, found=error, fix=fix) from None
+
+
+def _without_masks(entry: dict[str, Any]) -> Any:
+    """json hook: annotations become pairs, run-length masks nothing; all other objects stay."""
+    if "category_id" in entry or "image_id" in entry:
+        return _Pair(entry.get("image_id"), entry.get("category_id"))
+    if "counts" in entry:
+        return None
+    return entry
+
+
+def _slim(entry: dict[str, Any]) -> Any:
+    """The same, and of an image only what is wanted later."""
+    entry = _without_masks(entry)
+    if isinstance(entry, dict) and "file_name" in entry:
+        return {key: entry[key] for key in _KINDS["images"] if key in entry}
+    return entry
+
+
+def _tag_file(content: Any, path: Path) -> TagFile:
+    _check(content, path)
+    classes, category_ids = _categories(content, path)
+    tags = _tags(content, path, {number: index for index, number in enumerate(category_ids)})
+    images = []
+    for entry in content["images"]:
+        size = (int(entry["height"]), int(entry["width"])) if entry.get("height") and entry.get("width") else None
+        images.append(TaggedImage(entry["id"], entry["file_name"], size, tuple(sorted(tags[entry["id"]]))))
+    return TagFile(path, classes, category_ids, TagTable.of(images), "annotations" in content)
+
+
+def _check(content: Any, path: Path) -> None:
     if not isinstance(content, dict):
         raise CimError("not a COCO json", path=path, expected="an object with images and categories")
     for key, needed in (("images", ("id", "file_name")), ("categories", ("id", "name"))):
@@ -114,16 +131,6 @@ def _load(path: Path, fix: str | None) -> dict[str, Any]:
                 raise CimError(f"entry of '{key}' with a strange '{wrong[0]}'", path=path, found=str(entry)[:80])
     if not isinstance(content.get("annotations", []), list):
         raise CimError("not a COCO json", path=path, expected="a list 'annotations', or none")
-    return content
-
-
-def _without_masks(entry: dict[str, Any]) -> Any:
-    """json hook: annotations become pairs, run-length masks nothing; all other objects stay."""
-    if "category_id" in entry or "image_id" in entry:
-        return _Pair(entry.get("image_id"), entry.get("category_id"))
-    if "counts" in entry:
-        return None
-    return entry
 
 
 def _categories(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
