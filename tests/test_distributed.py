@@ -103,3 +103,25 @@ def test_more_processes_than_images(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_one_process_needs_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert toy_fit(tmp_path, source=Numbers(5)).is_file()
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_the_main_process_opens_first(monkeypatch, main):
+    told = []
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "is_main", lambda: main)
+    monkeypatch.setattr(distributed, "from_main", lambda error: told.append(("told", error)))
+    assert distributed.main_first(lambda: told.append("opened") or 5) == 5
+    assert told == (["opened", ("told", None)] if main else [("told", None), "opened"])
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_all_processes_raise_what_the_main_one_met(monkeypatch, main):
+    def fail() -> None:
+        raise CimError("no data")
+
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "is_main", lambda: main)
+    monkeypatch.setattr(distributed, "from_main", lambda error: error if main else CimError("no data"))
+    with pytest.raises(CimError, match="no data"):
+        distributed.main_first(fail if main else lambda: 5)

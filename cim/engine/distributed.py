@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cim.core.errors import CimError
 
 _BUCKET = 2**24  # gradient elements sent together: 64 MB of float32
+_T = TypeVar("_T")
 _PATIENCE = timedelta(days=1)  # shares of a data set end at different times; torchrun ends all when one dies
 
 
@@ -60,6 +61,26 @@ def from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def main_first(function: Callable[[], _T]) -> _T:
+    """What ``function`` returns, called by the main process and then by the others: what it keeps on disk spares them.
+
+    Raises:
+        CimError: the main process's, on all.
+    """
+    if world() == 1:
+        return function()
+    value, error = None, None
+    if is_main():
+        try:
+            value = function()
+        except CimError as raised:
+            error = raised
+    error = from_main(error)
+    if error is not None:
+        raise error
+    return value if is_main() else function()  # type: ignore[return-value]
 
 
 def sum_numbers(values: Sequence[float], device: torch.device) -> list[float]:

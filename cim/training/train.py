@@ -109,7 +109,7 @@ def train_cim(config: Config) -> Path:
 
 def _train(config: Config, device: torch.device) -> Path:
     paths, train = RunPaths(config), config.train
-    dataset = build_dataset(config.data, config.data.train_split)
+    dataset = distributed.main_first(lambda: build_dataset(config.data, config.data.train_split))
     regions, clusters = open_artefacts(config)
     check_images(dataset, regions, clusters)
     source = CIMSource(dataset, regions, clusters, train.sides, train.flip, train.max_proposals)
