@@ -96,7 +96,7 @@ def _annotation(number: int, image_id: int, mask: str, rng: random.Random) -> st
 def measure(way: str, root: Path) -> dict[str, Any]:
     """Seconds and MiB of one way, measured in this process."""
     start = time.perf_counter()
-    import cim.training  # noqa: F401  what a training stage imports
+    import cim.training.train  # noqa: F401  what a training stage imports
 
     found: dict[str, Any] = {"imports": time.perf_counter() - start}
     before = memory("VmHWM")
@@ -128,13 +128,13 @@ def open_now(root: Path, anew: bool):
 
 def open_whole(root: Path):
     """As version 0.1: the standard library parses the file as a whole, and every image is an object."""
-    from cim.datasets import tagfile
+    from cim.datasets import coco_json
     from cim.datasets.base import Dataset, Record
 
     path = json_path(root)
-    content = tagfile._load(path, None)
-    names, numbers = tagfile._categories(content, path)
-    tags = tagfile._tags(content, path, {number: index for index, number in enumerate(numbers)})
+    content = coco_json._load(path, None)
+    names, numbers = coco_json._categories(content, path)
+    tags = coco_json._tags(content, path, {number: index for index, number in enumerate(numbers)})
     records = [
         Record(e["id"], root / "train2017" / e["file_name"], (e["height"], e["width"]), tuple(sorted(tags[e["id"]])))
         for e in content["images"]

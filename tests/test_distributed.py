@@ -15,8 +15,7 @@ from torch import nn
 from toys import Numbers, toy_fit, toy_model, toy_step
 
 from cim.core.errors import CimError
-from cim.engine import distributed
-from cim.engine.fit import FitOptions, Schedule, load_checkpoint
+from cim.engine.fit import FitOptions, Schedule, distributed, load_checkpoint
 from cim.engine.trainer import Trainer
 
 SCHEDULE = Schedule(4, 24, steps=(12,))

@@ -20,8 +20,9 @@ from cim.proposals.deep import TrunkFeatures
 from cim.proposals.frame import enlarge, shrink
 from cim.proposals.grouping import GroupingOptions, propose
 from cim.proposals.hierarchy import distinct, grow_trees, tree_regions
+from cim.proposals.options import ProposerOptions, provenance
 from cim.proposals.ranking import diverse_order, object_cues
-from cim.proposals.stage import ProposalStage, ProposerOptions, provenance
+from cim.proposals.stage import ProposalStage
 from cim.proposals.superpixels import _sampler, make_superpixels, segment_means
 from cim.storage.store import Store
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from cim.core.errors import CimError
 from cim.core.files import write_npz
-from cim.datasets import json_lists, tag_cache, tagfile
+from cim.datasets import coco_json, json_lists, tag_cache
 from cim.datasets.base import Dataset, Record
 from cim.datasets.coco import open_coco
 from cim.datasets.coco_json import open_tag_file, read_tag_file
@@ -77,8 +77,8 @@ def no_parsing(monkeypatch):
         def fail(*_: object) -> None:
             raise AssertionError("parsed again")
 
-        monkeypatch.setattr(tagfile, "read_lists", fail)
-        monkeypatch.setattr(tagfile, "_load", fail)
+        monkeypatch.setattr(coco_json, "read_lists", fail)
+        monkeypatch.setattr(coco_json, "_load", fail)
 
     return forbid
 
@@ -88,10 +88,10 @@ def no_parsing(monkeypatch):
 
 def version_one(path: Path) -> tuple[tuple, tuple, tuple, bool]:
     """Classes, category ids and images as version 0.1 made them."""
-    content = tagfile._load(path, None)
-    tagfile._check(content, path)
-    classes, category_ids = tagfile._categories(content, path)
-    tags = tagfile._tags(content, path, {number: index for index, number in enumerate(category_ids)})
+    content = coco_json._load(path, None)
+    coco_json._check(content, path)
+    classes, category_ids = coco_json._categories(content, path)
+    tags = coco_json._tags(content, path, {number: index for index, number in enumerate(category_ids)})
     images = []
     for entry in content["images"]:
         size = (int(entry["height"]), int(entry["width"])) if entry.get("height") and entry.get("width") else None
@@ -376,7 +376,7 @@ def test_nothing_is_kept_of_a_small_json(tmp_path, monkeypatch):
 
 def test_nothing_is_kept_of_a_json_that_changes_under_the_reader(tmp_path, monkeypatch):
     path = write(tmp_path / "x.json")
-    parse = tagfile.parse_tag_file
+    parse = coco_json.parse_tag_file
 
     def slow(*args):
         file = parse(*args)
@@ -384,7 +384,7 @@ def test_nothing_is_kept_of_a_json_that_changes_under_the_reader(tmp_path, monke
         return file
 
     with monkeypatch.context() as changed:
-        changed.setattr(tagfile, "parse_tag_file", slow)
+        changed.setattr(coco_json, "parse_tag_file", slow)
         assert len(listed(path)[3]) == 4
     assert not cache_path(path).exists()
     assert len(listed(path)[3]) == 9

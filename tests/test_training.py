@@ -23,7 +23,7 @@ from cim.core.regions import RegionSet
 from cim.engine.fit import load_checkpoint
 from cim.engine.run_logger import read_log
 from cim.models.backbones import Backbone
-from cim.proposals.stage import provenance
+from cim.proposals.options import provenance
 from cim.storage.store import Store
 from cim.training.train import CIMSource, missing_stages, open_artefacts, train_cim
 

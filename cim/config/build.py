@@ -19,7 +19,7 @@ from cim.models.mask_fuse import MaskFuse
 from cim.models.predictor import Predictor
 from cim.models.region_pool import RegionPool
 from cim.models.weights import load_trunk, read_weights
-from cim.proposals.stage import ProposerOptions
+from cim.proposals.options import ProposerOptions
 
 
 def build_dataset(config: DataConfig, split: str) -> Dataset:

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -230,6 +229,8 @@ def _hrnet_w48() -> Trunk:
 
 def _timm_trunk(name: str) -> Trunk:
     """Any convolutional model of timm; nothing of it is frozen. Stride and channels are measured."""
+    import timm  # 30 MB that other trunks do without
+
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*TRUNKS, *timm.list_models()], n=1)
         fix = f"did you mean {near[0]}?" if near else None
@@ -250,10 +251,14 @@ def _timm_trunk(name: str) -> Trunk:
 
 
 def _timm_model(name: str) -> nn.Module:
+    import timm
+
     return timm.create_model(name, pretrained=False, num_classes=0)
 
 
 def _timm_download(name: str) -> dict[str, Tensor]:
+    import timm
+
     return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,34 +16,12 @@ from cim.datasets.base import Record
 from cim.proposals.cob import write_cob_mat
 from cim.proposals.deep import TrunkFeatures
 from cim.proposals.grouping import GroupingOptions, propose
+from cim.proposals.options import ProposerOptions
 from cim.proposals.sam import SamOptions, SamProposer
 from cim.storage.store import Store
 
 Proposer = Callable[[np.ndarray], RegionSet]
 """Photo uint8 [H, W, 3] -> its regions."""
-
-
-@dataclass(frozen=True)
-class ProposerOptions:
-    """Which maker of proposals, and how it is set.
-
-    Attributes:
-        method: our own grouping, or Segment Anything.
-        max_proposals: the best n are kept.
-        deep_features: group with the maps of an ImageNet trunk as well as with colour and texture.
-        backbone, weights: that trunk and its file (None: the library's own).
-        min_area, max_area: size limits, fractions of the picture.
-        sam_checkpoint: hub name or folder.
-    """
-
-    method: Literal["grouping", "sam"] = "grouping"
-    max_proposals: int = 1000
-    deep_features: bool = True
-    backbone: str = "mobilenet_v2"
-    weights: str | None = None
-    min_area: float = 0.0008
-    max_area: float = 0.9
-    sam_checkpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,20 +59,6 @@ class ProposalStage:
 
     def _mat_path(self, record: Record) -> Path:
         return self.mat / f"{record.path.stem}.mat"
-
-
-def provenance(options: ProposerOptions) -> dict[str, Any]:
-    """What the store's manifest says; whoever trains on it can see whether masks were learnt from."""
-    limits = {"max_proposals": options.max_proposals, "min_area": options.min_area, "max_area": options.max_area}
-    if options.method == "sam":
-        return {
-            "maker": "Segment Anything",
-            "checkpoint": options.sam_checkpoint,
-            "trained_on_masks": True,
-            **limits,
-        }
-    cue = options.backbone if options.deep_features else None
-    return {"maker": "cim grouping", "deep_features": cue, "trained_on_masks": False, **limits}
 
 
 def open_proposer(options: ProposerOptions, device: str = "cpu") -> Proposer:

@@ -26,7 +26,7 @@ from cim.mining.losses import Criterion
 from cim.models.backbones import RANDOM
 from cim.models.cim_net import CIMNet, param_groups
 from cim.models.region_pool import RegionPool
-from cim.proposals.stage import provenance
+from cim.proposals.options import provenance
 from cim.storage.published import ClusterSource, RegionSource, lineage, open_clusters, open_regions
 from cim.training.feature_cache import FeatureCache
 from cim.training.pictures import MinedPictures

@@ -15,8 +15,9 @@ from cim.core.errors import CimError
 from cim.core.parallel import run_stage
 from cim.datasets.base import Record
 from cim.datasets.photo_files import PHOTO_SUFFIXES
+from cim.proposals.options import provenance
 from cim.proposals.published_tree import refuse_shared_names
-from cim.proposals.stage import ProposalStage, open_proposer, provenance
+from cim.proposals.stage import ProposalStage, open_proposer
 from cim.storage.store import Store
 
 
