@@ -119,7 +119,7 @@ def open_now(root: Path, anew: bool):
     """The training split as every stage opens it."""
     from cim.config.build import build_dataset
     from cim.config.schema import DataConfig
-    from cim.datasets.tag_cache import cache_path
+    from cim.datasets.tags.cache import cache_path
 
     if anew:
         cache_path(json_path(root)).unlink(missing_ok=True)
@@ -128,8 +128,8 @@ def open_now(root: Path, anew: bool):
 
 def open_whole(root: Path):
     """As version 0.1: the standard library parses the file as a whole, and every image is an object."""
-    from cim.datasets import coco_json
     from cim.datasets.base import Dataset, Record
+    from cim.datasets.tags import coco_json
 
     path = json_path(root)
     content = coco_json._load(path, None)

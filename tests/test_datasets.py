@@ -17,9 +17,9 @@ from cim.config.schema import DataConfig
 from cim.core.errors import CimError
 from cim.core.photo import read_photo
 from cim.datasets.coco import open_coco
-from cim.datasets.coco_json import read_tag_file
 from cim.datasets.folder import open_folder, read_vocabulary
-from cim.datasets.tag_csv import csv_rows
+from cim.datasets.tags.coco_json import read_tag_file
+from cim.datasets.tags.csv_file import csv_rows
 from cim.datasets.voc import CLASSES, image_id, open_voc
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -411,7 +411,7 @@ def imports_of(path: Path) -> set[str]:
 
 def files_of(module: str) -> list[Path]:
     path = ROOT / Path(*module.split("."))
-    return sorted(path.glob("*.py")) if path.is_dir() else [f for f in (path.with_suffix(".py"),) if f.is_file()]
+    return sorted(path.rglob("*.py")) if path.is_dir() else [f for f in (path.with_suffix(".py"),) if f.is_file()]
 
 
 def training_files() -> list[Path]:

@@ -16,14 +16,14 @@ from cim.cli.prepare import proposals
 from cim.core.errors import CimError
 from cim.core.photo import photo_size, read_photo
 from cim.proposals.cob import read_cob
-from cim.proposals.deep import TrunkFeatures
 from cim.proposals.frame import enlarge, shrink
-from cim.proposals.grouping import GroupingOptions, propose
-from cim.proposals.hierarchy import distinct, grow_trees, tree_regions
+from cim.proposals.grouping.deep import TrunkFeatures
+from cim.proposals.grouping.hierarchy import distinct, grow_trees, tree_regions
+from cim.proposals.grouping.propose import GroupingOptions, propose
+from cim.proposals.grouping.ranking import diverse_order, object_cues
+from cim.proposals.grouping.superpixels import _sampler, make_superpixels, segment_means
 from cim.proposals.options import ProposerOptions, provenance
-from cim.proposals.ranking import diverse_order, object_cues
 from cim.proposals.stage import ProposalStage
-from cim.proposals.superpixels import _sampler, make_superpixels, segment_means
 from cim.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent

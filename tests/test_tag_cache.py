@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 
 from cim.core.errors import CimError
 from cim.core.files import write_npz
-from cim.datasets import coco_json, json_lists, tag_cache
 from cim.datasets.base import Dataset, Record
 from cim.datasets.coco import open_coco
-from cim.datasets.coco_json import open_tag_file, read_tag_file
-from cim.datasets.json_lists import Unusual, read_lists
-from cim.datasets.tag_cache import Stamp, cache_path
-from cim.datasets.tag_table import TableRecords, TaggedImage, TagTable
+from cim.datasets.tags import cache as tag_cache
+from cim.datasets.tags import coco_json, json_lists
+from cim.datasets.tags.cache import Stamp, cache_path
+from cim.datasets.tags.coco_json import open_tag_file, read_tag_file
+from cim.datasets.tags.json_lists import Unusual, read_lists
+from cim.datasets.tags.table import TableRecords, TaggedImage, TagTable
 
 SHARED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

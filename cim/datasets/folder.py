@@ -11,9 +11,9 @@ from typing import NamedTuple
 from cim.core.errors import CimError
 from cim.core.photo import photo_size
 from cim.datasets.base import Dataset, Record
-from cim.datasets.coco_json import TagFile, read_tag_file
 from cim.datasets.photo_files import PHOTO_SUFFIXES, PhotoFinder, photos_in
-from cim.datasets.tag_csv import csv_rows
+from cim.datasets.tags.coco_json import TagFile, read_tag_file
+from cim.datasets.tags.csv_file import csv_rows
 
 
 @dataclass(frozen=True)

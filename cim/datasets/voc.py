@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cim.core.errors import CimError
 from cim.datasets.base import Dataset
-from cim.datasets.coco_json import open_tag_file
+from cim.datasets.tags.coco_json import open_tag_file
 
 CLASSES = (
     "aeroplane",

@@ -14,8 +14,8 @@ from cim.core.photo import read_photo
 from cim.core.regions import RegionSet
 from cim.datasets.base import Record
 from cim.proposals.cob import write_cob_mat
-from cim.proposals.deep import TrunkFeatures
-from cim.proposals.grouping import GroupingOptions, propose
+from cim.proposals.grouping.deep import TrunkFeatures
+from cim.proposals.grouping.propose import GroupingOptions, propose
 from cim.proposals.options import ProposerOptions
 from cim.proposals.sam import SamOptions, SamProposer
 from cim.storage.store import Store

@@ -1,6 +1,6 @@
 """Tags out of a COCO json: which categories each image has. Masks are dropped while the file is read.
 
-A large json is parsed once: its tags stay beside it (:mod:`cim.datasets.tag_cache`).
+A large json is parsed once: its tags stay beside it (:mod:`cim.datasets.tags.cache`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from cim.core.errors import CimError
 from cim.datasets.base import Dataset
-from cim.datasets.json_lists import Unusual, read_lists
-from cim.datasets.tag_cache import Stamp, keep_tags, kept_tags
-from cim.datasets.tag_table import TableRecords, TagFile, TaggedImage, TagTable
+from cim.datasets.tags.cache import Stamp, keep_tags, kept_tags
+from cim.datasets.tags.json_lists import Unusual, read_lists
+from cim.datasets.tags.table import TableRecords, TagFile, TaggedImage, TagTable
 
 
 class _Pair(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 
 from cim.core.errors import CimError
 from cim.core.files import write_npz
-from cim.datasets.tag_table import Column, TagFile, TagTable, Texts
+from cim.datasets.tags.table import Column, TagFile, TagTable, Texts
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from cim.core.regions import RegionSet
-from cim.proposals.deep import FeatureMaps
 from cim.proposals.frame import enlarge, shrink
-from cim.proposals.hierarchy import distinct, grow_trees, tree_regions
-from cim.proposals.ranking import diverse_order, object_cues, objectness
-from cim.proposals.superpixels import make_superpixels
+from cim.proposals.grouping.deep import FeatureMaps
+from cim.proposals.grouping.hierarchy import distinct, grow_trees, tree_regions
+from cim.proposals.grouping.ranking import diverse_order, object_cues, objectness
+from cim.proposals.grouping.superpixels import make_superpixels
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def propose(image: np.ndarray, options: GroupingOptions = _DEFAULT, features: Fe
     Args:
         image: uint8 [H, W, 3] RGB.
         options: see :class:`GroupingOptions`.
-        features: deep feature maps of the photo (:class:`cim.proposals.deep.TrunkFeatures`); None: colour and
+        features: deep feature maps of the photo (:class:`cim.proposals.grouping.deep.TrunkFeatures`); None: colour and
             texture only.
 
     Returns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import higra as hg
 import numpy as np
 
-from cim.proposals.superpixels import Superpixels
+from cim.proposals.grouping.superpixels import Superpixels
 
 
 def grow_trees(superpixels: Superpixels) -> list[np.ndarray]:

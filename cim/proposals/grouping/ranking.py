@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cim.proposals.superpixels import Superpixels
+from cim.proposals.grouping.superpixels import Superpixels
 
 _CANDIDATES = 2.5  # times the regions wanted are compared with each other; hardly ever do more fall away
 _TOUCH = 2  # pixels of the small frame on a border that do not count yet

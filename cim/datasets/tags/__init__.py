@@ -1,0 +1,1 @@
+"""Tags from files: COCO jsons of any size, parsed once; csv lists."""
