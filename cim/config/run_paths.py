@@ -74,6 +74,11 @@ class RunPaths:
         return self.work_dir / "diagnosis.json"
 
     @property
+    def verdicts(self) -> Path:
+        """How each stage did, as far as that can be known without masks."""
+        return self.work_dir / "verdicts.json"
+
+    @property
     def pseudo_labels(self) -> Path:
         """Folder of msrcnn_pseudo_label.json and its thresholded copy."""
         return self.work_dir / "pseudo_labels"

@@ -19,6 +19,7 @@ from cim.pictures.charts import Line, line_chart, smooth
 from cim.pictures.gallery import LETTERING, Budget, cards, choose, inline_file, rank_photos
 from cim.pictures.photo_set import draw_entries
 from cim.report.numbers import Absent, Source, classes, curves, diagnosis, summary
+from cim.report.verdicts import verdicts
 
 _STAGES = (("train", "CIM"), ("prm", "Peak response network"), ("mask_rcnn", "Mask R-CNN"))
 _MAX_PARTS = 8  # lines in a chart
@@ -54,6 +55,7 @@ def make_report(source: Source, output: Path, *, each: int = 6, seed: int = 0, b
         raise CimError("no such run folder", path=source.run, fix="cim train CONFIG --prepare")
     page, room = _Page(), Budget(budget)
     builders: dict[str, Callable[[], Any]] = {
+        "verdicts": lambda: verdicts(source),
         "summary": lambda: summary(source),
         "gallery": lambda: _gallery(source, room, each, seed, page),
         "diagnosis": lambda: diagnosis(source),

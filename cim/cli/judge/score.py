@@ -11,6 +11,8 @@ from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.core.errors import CimError
 from cim.engine import distributed
+from cim.evaluation.verdicts import judge_masks, save_verdict
+from cim.inference.best_masks import best_masks
 from cim.inference.detections import Selection, detect, upload_name, write_upload
 from cim.inference.scores import detection_store, evaluation_dir, find_checkpoint, load_trained, score_dataset
 from cim.storage.published import having_proposals, open_regions
@@ -47,4 +49,8 @@ def main(args: argparse.Namespace) -> int:
                 logger.info("for the COCO server: %s", folder / upload_name(split))
             elif dataset.annotations is not None:
                 logger.info("next: cim evaluate %s", args.config)
+            if split == config.data.train_split:
+                verdict = judge_masks(best_masks(dataset, source, store), dataset.classes)
+                save_verdict(paths.verdicts, "CIM", verdict)
+                logger.info("%s", verdict.line("CIM"))
         return report.exit_code()
