@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from docs_commands import check_command, check_settings, check_yaml
-from docs_text import check_links, check_paths, check_python, read_page
+from docs_text import check_links, check_paths, check_python, made_by, read_page
 
 from cim.cli.common import parser, run
 from cim.core.errors import CimError
@@ -19,7 +19,7 @@ IMAGE_LIMIT = 300_000  # bytes; a repository of text stays small
 
 def get_parser() -> argparse.ArgumentParser:
     result = parser(__doc__, "python tools/check_docs.py\n  python tools/check_docs.py README.md docs/FAQ.md")
-    result.add_argument("pages", nargs="*", type=Path, help="markdown files (default: README, CHANGELOG, docs)")
+    result.add_argument("pages", nargs="*", type=Path, help="markdown files (default: all of the project)")
     return result
 
 
@@ -39,6 +39,7 @@ def pages_of(root: Path) -> list[Path]:
     given = [
         root / "README.md",
         root / "CHANGELOG.md",
+        root / "CONTRIBUTING.md",
         root / "data" / "README.md",
         *sorted((root / "docs").glob("*.md")),
     ]
@@ -52,9 +53,9 @@ def check_pages(pages: list[Path], root: Path = ROOT) -> tuple[list[str], list[s
         if not path.is_file():
             raise CimError("no such page", path=path)
         page = read_page(path)
-        found = check_links(page)
+        found, made = check_links(page), made_by(page)
         for piece in page.code:
-            found += check_command(piece, root) + check_settings(piece) + check_paths(piece, root)
+            found += check_command(piece, root) + check_settings(piece) + check_paths(piece, root, made)
             found += check_yaml(piece) + check_python(piece)
         for line, text in found:
             target = notes if text.startswith("picture not there") else problems

@@ -1,35 +1,61 @@
-"""Commands, configs and settings for tools/check_docs.py: are they what the tools understand?"""
+"""Commands, configs and settings for tools/check_docs.py: are they what ``cim``, tools and scripts understand?"""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
+import difflib
 import functools
 import importlib.util
 import io
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from docs_text import Code, Found
 from pydantic import ValidationError
 
+from cim.cli.main import PACKAGES, parser_of
 from cim.config.loading import find_config
 from cim.config.schema import Config
 from cim.core.errors import CimError
 
 _PROGRAM = re.compile(r"^(?:\./)?((?:tools|scripts|benchmarks)/[\w./]+\.(?:py|sh))$")
+_DOOR = re.compile(r"^COMMAND = (\[.*\])$", re.M)
+_CALLED = re.compile(r"(?:-m |\s)cim ([a-z]+)")
 _SETTING = re.compile(rf"(?<![\w./-])({'|'.join(Config.model_fields)})\.([a-z_]+)(?![\w/(])")
 _SUFFIXES = set(re.findall(r"\w+", "py csv json jsonl yaml yml pkl sh md pth zip tar html mat npz txt png jpg log"))
 _RUNNERS = ("python", "python3", "bash", "torchrun", "exec")
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z_|0-9]*|.*[$\[<*{].*|\.\.\.|…")
+_NOT_SHELL = {"python", "yaml", "mermaid", "text", "diff", "example"}
 _CONNECTORS = {"&&", "||", ";", "|", ">", "&"}
 
 
+@dataclass(frozen=True)
+class Program:
+    """What a line calls: a command of ``cim``, a door to one, a tool, or a script.
+
+    Attributes:
+        name: for messages.
+        flags: its options; None: whatever is passed on.
+        takes_config: its first argument is a config.
+        parser: its own, where it has one.
+        given: arguments that a door puts before those of its caller.
+    """
+
+    name: str
+    flags: frozenset[str] | None
+    takes_config: bool = False
+    parser: argparse.ArgumentParser | None = None
+    given: tuple[str, ...] = ()
+
+
 def check_command(piece: Code, root: Path) -> Found:
-    """Calls of our tools and scripts: the file exists, the options are its own, the config can be found."""
-    if piece.kind in ("python", "yaml", "mermaid", "text"):
+    """Calls of ``cim``, our tools and scripts: they are there, the options are their own, the config can be found."""
+    if piece.kind in _NOT_SHELL:
         return []
     try:
         words = shlex.split(piece.text, comments=True)
@@ -37,15 +63,7 @@ def check_command(piece: Code, root: Path) -> Found:
         return [] if piece.kind == "inline" else [(piece.line, f"not a shell command: {piece.text}")]
     found: Found = []
     for command in _split(words):
-        at = next((i for i, word in enumerate(command) if _PROGRAM.match(word)), None)
-        if at is None:
-            continue
-        program = root / _PROGRAM.match(command[at])[1]
-        if program.is_file():  # else check_paths says so
-            run_by = [word for word in command[:at] if word in _RUNNERS]
-            found += [
-                (piece.line, f"{program.name}: {text}") for text in _complaints(program, command[at + 1 :], run_by)
-            ]
+        found += [(piece.line, text) for text in _complaints(command, root, piece.kind)]
     return found
 
 
@@ -62,18 +80,51 @@ def _split(words: list[str]) -> list[list[str]]:
     return commands
 
 
-def _complaints(program: Path, args: list[str], run_by: list[str]) -> list[str]:
-    known, takes_config, target = options_of(program)
+def _complaints(command: list[str], root: Path, kind: str) -> list[str]:
+    if (at := _place_of_cim(command)) is not None:
+        return _about_cim(command[at + 1 :], as_a_call=kind != "inline" or at > 0)
+    at = next((i for i, word in enumerate(command) if _PROGRAM.match(word)), None)
+    if at is None:
+        return []
+    path = root / _PROGRAM.match(command[at])[1]
+    if not path.is_file():
+        return []  # check_paths says so
+    return _about(program_at(path), command[at + 1 :], as_a_call=any(word in _RUNNERS for word in command[:at]))
+
+
+def _place_of_cim(command: list[str]) -> int | None:
+    """Where the word ``cim`` is that calls it: the first word beside settings of the environment, or after ``-m``."""
+    for at, word in enumerate(command):
+        if word == "cim":
+            before = [word for word in command[:at] if not re.match(r"[A-Z_]+=", word)]
+            return at if not before or before[-1] == "-m" else None
+    return None
+
+
+def _about_cim(args: list[str], as_a_call: bool) -> list[str]:
+    if not args or _PLACEHOLDER.fullmatch(args[0]):
+        return []
+    if args[0].startswith("-"):
+        return [] if args[0] in ("--help", "-h", "--version") else [f"cim: no option {args[0]}"]
+    if args[0] not in PACKAGES:
+        near = difflib.get_close_matches(args[0], PACKAGES, n=1)
+        return [f"no command cim {args[0]}" + (f"; {near[0]}?" if near else "")]
+    return _about(cim_command((args[0],)), args[1:], as_a_call)
+
+
+def _about(program: Program, args: list[str], as_a_call: bool) -> list[str]:
     flags = [arg.partition("=")[0] for arg in args if re.match(r"--?[a-z]", arg)]
-    if known is not None and (strange := [flag for flag in flags if flag not in known]):
-        return [f"no option {flag}" for flag in strange]
-    if takes_config and args and not args[0].startswith("-") and not _own_file(args[0]):
+    if program.flags is not None and (strange := [flag for flag in flags if flag not in program.flags]):
+        return [f"{program.name}: no option {flag}" for flag in strange]
+    if program.takes_config and args and not args[0].startswith("-") and not _own_file(args[0]):
         try:
             find_config(args[0])
         except CimError as error:
-            return [str(error).splitlines()[0]]
+            return [f"{program.name}: {str(error).splitlines()[0]}"]
     whole = not any(_PLACEHOLDER.fullmatch(arg) for arg in args)
-    return _parsed(target, args) if target is not None and run_by and whole else []
+    if program.parser is None or not as_a_call or not whole:
+        return []
+    return [f"{program.name}: {text}" for text in _parsed(program.parser, [*program.given, *args])]
 
 
 def _own_file(name: str) -> bool:
@@ -94,39 +145,54 @@ def _parsed(target: argparse.ArgumentParser, args: list[str]) -> list[str]:
 
 
 @functools.lru_cache
-def options_of(program: Path) -> tuple[set[str] | None, bool, argparse.ArgumentParser | None]:
-    """Its options (None: whatever is passed on), whether its first argument is a config, its parser."""
-    text = program.read_text(encoding="utf-8")
-    if program.suffix == ".sh":
-        return _script_options(program, text)
+def cim_command(words: tuple[str, ...], name: str | None = None) -> Program:
+    """A command of ``cim``, with the arguments that a door gives it."""
+    parser = parser_of(words[0])
+    return _with_parser(name or f"cim {words[0]}", parser, words[1:])
+
+
+@functools.lru_cache
+def program_at(path: Path) -> Program:
+    """A file of tools/, scripts/ or benchmarks/."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".sh":
+        return _script(path, text)
+    if door := _DOOR.search(text):
+        return cim_command(tuple(ast.literal_eval(door[1])), path.name)
     if "def get_parser" not in text:
-        return set(re.findall(r"""["'](--?[a-z][\w-]*)["']""", text)) | {"--help"}, False, None
-    spec = importlib.util.spec_from_file_location(f"documented_{program.stem}", program)
+        flags = re.findall(r"""["'](--?[a-z][\w-]*)["']""", text)
+        return Program(path.name, frozenset(flags) | {"--help"})
+    spec = importlib.util.spec_from_file_location(f"documented_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    target = module.get_parser()
-    flags = {flag for action in target._actions for flag in action.option_strings}
-    positional = [action.dest for action in target._actions if not action.option_strings]
-    return flags, positional[:1] == ["config"], target
+    return _with_parser(path.name, module.get_parser())
 
 
-def _script_options(program: Path, text: str) -> tuple[set[str] | None, bool, None]:
-    """A script's options are those of its usage lines and those that every tool understands which it passes all to."""
+def _with_parser(name: str, parser: argparse.ArgumentParser, given: tuple[str, ...] = ()) -> Program:
+    flags = frozenset(flag for action in parser._actions for flag in action.option_strings)
+    positional = [action.dest for action in parser._actions if not action.option_strings]
+    return Program(name, flags, positional[:1] == ["config"], parser, given)
+
+
+def _script(path: Path, text: str) -> Program:
+    """A script's options are those of its usage lines, and those common to all commands that it passes them to."""
     usage = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     takes_config = "[CONFIG]" in usage
     passed = [line for line in text.splitlines() if '"$@"' in line and not line.startswith("#")]
     if any("pytest" in line for line in passed):
-        return None, takes_config, None
-    tools = {name for line in passed for name in re.findall(r"tools/[\w/]+\.py", line)}
-    sets = [options_of(program.parent.parent / name)[0] for name in tools if (program.parent.parent / name).is_file()]
-    shared = set.intersection(*sets) if sets else set()
-    return shared | set(re.findall(r"--[a-z][\w-]*", usage)) | {"--help"}, takes_config, None
+        return Program(path.name, None, takes_config)
+    tools = {path.parent.parent / name for line in passed for name in re.findall(r"tools/[\w/]+\.py", line)}
+    called = [program_at(tool) for tool in sorted(tools) if tool.is_file()]
+    called += [cim_command((name,)) for line in passed for name in _CALLED.findall(line) if name in PACKAGES]
+    sets = [program.flags for program in called]
+    shared = frozenset.intersection(*sets) if sets else frozenset()
+    return Program(path.name, shared | set(re.findall(r"--[a-z][\w-]*", usage)) | {"--help"}, takes_config)
 
 
 def check_settings(piece: Code) -> Found:
     """``section.key`` names a setting of the config."""
     found: Found = []
-    if piece.kind in ("python", "mermaid", "text"):
+    if piece.kind in _NOT_SHELL - {"yaml", "example"}:
         return found
     for section, key in _SETTING.findall(piece.text):
         fields = Config.model_fields[section].annotation

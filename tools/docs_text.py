@@ -8,10 +8,11 @@ from pathlib import Path
 
 Found = list[tuple[int, str]]  # line, problem
 
-_FENCE = re.compile(r"^\s*(```|~~~)\s*(\w*)")
+_FENCE = re.compile(r"^\s*(```|~~~)\s*(?:bash )?(\w*)")
 _LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*$", re.M)
 _OURS = re.compile(r"(?<![\w./-])(?:tools|scripts|configs|docs|benchmarks|cim|tests)/[\w./-]*\w\.(?:py|sh|yaml|md)\b")
+_NEW = re.compile(r"# ([\w/]+\.py)\n")
 _FOREIGN = {"tools/dist_train.sh"}  # of mmdetection, named in docs/EXPORT.md
 
 
@@ -22,7 +23,8 @@ class Code:
     Attributes:
         text: commands of several lines joined.
         line: where it begins, from 1.
-        kind: language of a fence ("" without), "indented" or "inline".
+        kind: language of a fence ("" without; "example" for a worked example, which a test runs), "indented" or
+            "inline".
     """
 
     text: str
@@ -103,10 +105,17 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-def check_paths(piece: Code, root: Path) -> Found:
-    """Files of the repository that code names are there."""
+def made_by(page: Page) -> set[str]:
+    """Files that the page tells to write: Python blocks that open with their name."""
+    blocks = [_NEW.match(piece.text) for piece in page.code if piece.kind == "python"]
+    return {block[1] for block in blocks if block}
+
+
+def check_paths(piece: Code, root: Path, made: set[str]) -> Found:
+    """Files of the repository that code names are there, or made by the page."""
     names = dict.fromkeys(_OURS.findall(piece.text))
-    return [(piece.line, f"no such file: {n}") for n in names if n not in _FOREIGN and not (root / n).exists()]
+    known = _FOREIGN | made
+    return [(piece.line, f"no such file: {name}") for name in names if name not in known and not (root / name).exists()]
 
 
 def check_python(piece: Code) -> Found:
