@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -11,7 +12,7 @@ class ProposerOptions:
     """Which maker of proposals, and how it is set.
 
     Attributes:
-        method: our own grouping, or Segment Anything.
+        method: a name in ``MAKERS``: our own grouping, or Segment Anything.
         max_proposals: the best n are kept.
         deep_features: group with the maps of an ImageNet trunk as well as with colour and texture.
         backbone, weights: that trunk and its file (None: the library's own).
@@ -19,7 +20,7 @@ class ProposerOptions:
         sam_checkpoint: hub name or folder.
     """
 
-    method: Literal["grouping", "sam"] = "grouping"
+    method: str = "grouping"
     max_proposals: int = 1000
     deep_features: bool = True
     backbone: str = "mobilenet_v2"
@@ -32,12 +33,17 @@ class ProposerOptions:
 def provenance(options: ProposerOptions) -> dict[str, Any]:
     """What the store's manifest says; whoever trains on it can see whether masks were learnt from."""
     limits = {"max_proposals": options.max_proposals, "min_area": options.min_area, "max_area": options.max_area}
-    if options.method == "sam":
-        return {
-            "maker": "Segment Anything",
-            "checkpoint": options.sam_checkpoint,
-            "trained_on_masks": True,
-            **limits,
-        }
+    return {**MAKERS[options.method](options), **limits}
+
+
+def _grouping(options: ProposerOptions) -> dict[str, Any]:
     cue = options.backbone if options.deep_features else None
-    return {"maker": "cim grouping", "deep_features": cue, "trained_on_masks": False, **limits}
+    return {"maker": "cim grouping", "deep_features": cue, "trained_on_masks": False}
+
+
+def _sam(options: ProposerOptions) -> dict[str, Any]:
+    return {"maker": "Segment Anything", "checkpoint": options.sam_checkpoint, "trained_on_masks": True}
+
+
+MAKERS: dict[str, Callable[[ProposerOptions], dict[str, Any]]] = {"grouping": _grouping, "sam": _sam}
+"""What each maker is, and whether it has learnt from masks; cim/proposals/stage.py opens them."""

@@ -67,13 +67,24 @@ def open_proposer(options: ProposerOptions, device: str = "cpu") -> Proposer:
     Raises:
         CimError: weights or a checkpoint that cannot be had, transformers missing.
     """
-    limits = {"max_proposals": options.max_proposals, "min_area": options.min_area, "max_area": options.max_area}
-    if options.method == "sam":
-        return SamProposer(options.sam_checkpoint, SamOptions(**limits), device)
-    features = None
-    if options.deep_features:
-        features = TrunkFeatures(options.backbone, options.weights, device=device)
-    return partial(propose, options=GroupingOptions(**limits), features=features)
+    return OPENERS[options.method](options, device)
 
 
 _kept_proposer = lru_cache(maxsize=1)(open_proposer)  # one network per process and options
+
+
+def _grouping(options: ProposerOptions, device: str) -> Proposer:
+    features = None
+    if options.deep_features:
+        features = TrunkFeatures(options.backbone, options.weights, device=device)
+    limits = GroupingOptions(options.max_proposals, min_area=options.min_area, max_area=options.max_area)
+    return partial(propose, options=limits, features=features)
+
+
+def _sam(options: ProposerOptions, device: str) -> Proposer:
+    limits = SamOptions(options.max_proposals, min_area=options.min_area, max_area=options.max_area)
+    return SamProposer(options.sam_checkpoint, limits, device)
+
+
+OPENERS: dict[str, Callable[[ProposerOptions, str], Proposer]] = {"grouping": _grouping, "sam": _sam}
+"""The makers of cim/proposals/options.py: options, device -> what finds regions."""
