@@ -33,8 +33,8 @@ def test_every_page_agrees_with_the_code(page: Path) -> None:
 
 def test_all_pages_are_there() -> None:
     names = {page.name for page in check_docs.pages_of(ROOT)}
-    pages = "DATASET DESIGN DIFFERENCES EXPORT FAQ INSTALL PERFORMANCE PROPOSALS RESULTS"
-    assert names >= {"README.md", "CHANGELOG.md", *(f"{name}.md" for name in pages.split())}
+    pages = "DATASET DESIGN DIFFERENCES EXPORT FAQ INSTALL PERFORMANCE PROPOSALS RESULTS TUTORIAL"
+    assert names >= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", *(f"{name}.md" for name in pages.split())}
 
 
 @pytest.mark.parametrize(
