@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_rooms import ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))  # at the end: tools/test.py and others have common names
@@ -127,6 +129,11 @@ def test_the_tool_ends_with_1_and_one_line_per_problem(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no such page" in done.stderr
+
+
+def test_the_house_is_drawn_in_the_order_of_its_rooms() -> None:
+    house = (ROOT / "docs" / "DESIGN.md").read_text(encoding="utf-8").split("```text\ncim/")[1].split("```")[0]
+    assert re.findall(r"^  (\w+)/ ", house, re.M) == ROOMS
 
 
 def test_documents_name_no_machine() -> None:
