@@ -65,6 +65,8 @@ def test_all_pages_are_there() -> None:
         (fenced("python tools/train.py resnet50_voc --set mining.metod=mist"), "no such setting: mining.metod"),
         (fenced("data:\n  root: x\n  rooot: y", "yaml"), "bad setting data.rooot"),
         (fenced("import cim\nx = (", "python"), "not Python"),
+        (fenced("from cim.core.regions import RegionSets", "python"), "nothing to import: cim.core.regions.RegionSets"),
+        (fenced("import os\n\nfrom cim.regions import Box", "python"), "nothing to import: cim.regions.Box"),
         ("A [link](nowhere.md).\n", "link leads nowhere: nowhere.md"),
         ("# One\n\nA [link](#two).\n", "no such heading: #two"),
         ("See `cim/regionz.py`.\n", "no such file: cim/regionz.py"),
@@ -90,6 +92,8 @@ def test_a_wrong_page_is_noticed(tmp_path: Path, text: str, said: str) -> None:
         "`runs/x/train.csv`, `export.json`, [web](https://example.org/a.md), ![later](images/later.png)\n",
         fenced("name: [other]\nthing: 1", "yaml"),
         "# A `b` c\n\n[up](#a-b-c)\n",
+        fenced("from cim.core.regions import Overlaps, RegionSet\nfrom cim.mining.miners import Miner", "python"),
+        fenced("# cim/core/new.py\nx = 1", "python") + fenced("from cim.core.new import x", "python"),
         "",
     ],
 )

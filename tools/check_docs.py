@@ -56,7 +56,7 @@ def check_pages(pages: list[Path], root: Path = ROOT) -> tuple[list[str], list[s
         found, made = check_links(page), made_by(page)
         for piece in page.code:
             found += check_command(piece, root) + check_settings(piece) + check_paths(piece, root, made)
-            found += check_yaml(piece) + check_python(piece)
+            found += check_yaml(piece) + check_python(piece, root, made)
         for line, text in found:
             target = notes if text.startswith("picture not there") else problems
             target.append(f"{path.name}:{line}: {text}")

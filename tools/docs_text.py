@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,11 +119,26 @@ def check_paths(piece: Code, root: Path, made: set[str]) -> Found:
     return [(piece.line, f"no such file: {name}") for name in names if name not in known and not (root / name).exists()]
 
 
-def check_python(piece: Code) -> Found:
-    """Python blocks compile."""
-    if piece.kind == "python":
-        try:
-            compile(piece.text, "<page>", "exec")
-        except SyntaxError as error:
-            return [(piece.line + (error.lineno or 1) - 1, f"not Python: {error.msg}")]
-    return []
+def check_python(piece: Code, root: Path, made: set[str]) -> Found:
+    """Python blocks compile, and what they import from ``cim`` is there."""
+    if piece.kind != "python":
+        return []
+    try:
+        tree = ast.parse(piece.text)
+    except SyntaxError as error:
+        return [(piece.line + (error.lineno or 1) - 1, f"not Python: {error.msg}")]
+    found: Found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cim."):
+            path = f"{node.module.replace('.', '/')}.py"
+            missing = [] if path in made else _not_in(root / path, [alias.name for alias in node.names])
+            found += [(piece.line + node.lineno - 1, f"nothing to import: {node.module}.{name}") for name in missing]
+    return found
+
+
+def _not_in(module: Path, names: list[str]) -> list[str]:
+    """The names that a module does not define; all of them where there is no such module."""
+    if not module.is_file():
+        return names
+    text = module.read_text(encoding="utf-8")
+    return [name for name in names if not re.search(rf"^(?:class |def |from .* import .*\b)?{name}\b", text, re.M)]
