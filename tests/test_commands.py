@@ -68,6 +68,14 @@ def test_help_lists_every_command_in_the_order_of_the_flow(capsys, words):
     assert out.rstrip().splitlines()[-1].startswith("  cim run --images")
 
 
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """`cim --help | head -1`: no traceback."""
+    code = "import sys; from cim.cli.common import run; sys.exit(run(lambda: print('x' * 10 ** 7)))"
+    command = f'{sys.executable} -c "{code}" | head -c 1'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "x" and done.stderr == ""
+
+
 def test_version(capsys):
     assert said(capsys, "--version")[:2] == (0, f"cim {cli.__version__}\n")
 

@@ -21,6 +21,11 @@ def write(tmp_path):
     return write
 
 
+def test_a_base_may_be_one_of_the_programs_own(write):
+    path = write("mine.yaml", "base: folder_mobilenet.yaml\nname: mine\n")
+    assert load_config(path).model.head == "region_pool" and load_config(path).name == "mine"
+
+
 def test_base_chain_merges_sections(write):
     write("base.yaml", "name: base\ntrain: {lr: 0.1, updates: 7, step: [3, 5]}\nmining: {method: mist}\n")
     write("sub/middle.yaml", "base: ../base.yaml\ntrain: {lr: 0.2}\n")

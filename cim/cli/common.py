@@ -15,10 +15,15 @@ def run(main: Callable[[], int | None]) -> int:
     """Exit code of ``main``: its own, 2 after a :class:`CimError` (told in one line), 130 after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        return main() or 0
+        code = main() or 0
+        sys.stdout.flush()
+        return code
     except CimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads what we print (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130

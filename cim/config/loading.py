@@ -21,6 +21,8 @@ CONFIG_DIR = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """A config from a yaml file (or the name of one in configs/), its ``base`` chain and ``key=value`` overrides.
 
+    A base is a file beside the one that names it, or one of those in configs/.
+
     Raises:
         CimError: missing file, bad yaml, unknown key (the nearest name is offered), value of the wrong type.
     """
@@ -82,7 +84,11 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("base", None)
     if not isinstance(base, str | None):
         raise CimError("base is not a file name", path=path, found=base)
-    return values if base is None else _merged(_with_bases(path.parent / base, (*seen, path)), values)
+    if base is None:
+        return values
+    beside = path.parent / base
+    below = beside if beside.exists() or not (CONFIG_DIR / base).is_file() else CONFIG_DIR / base
+    return _merged(_with_bases(below, (*seen, path)), values)
 
 
 def _merged(below: dict, above: dict) -> dict:

@@ -123,7 +123,7 @@ def _training_listing(images: Path, tags: str | Path | None) -> Listing:
             "no tags for these photos",
             path=images,
             expected="one sub-folder per class",
-            fix="name a tags.csv (data.tags; run_folder.sh: --tags)",
+            fix="name a tags.csv (data.tags; cim run: --tags)",
         )
     return _class_folders(images)
 

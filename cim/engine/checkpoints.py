@@ -16,7 +16,7 @@ from cim.core.files import atomic
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-FRESH_RUN = "choose another --set work_dir=... (run_folder.sh: --output), or delete this folder to start over"
+FRESH_RUN = "choose another --set work_dir=... (cim run: --output), or delete this folder to start over"
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
