@@ -299,7 +299,7 @@ def test_response_maps_of_a_photo():
 def test_image_scores_are_the_peaks_mean_or_that_of_the_top_tenth():
     torch.manual_seed(0)
     maps = torch.randn(2, 3, 6, 5)
-    mean, top = (ResponseNet(torch.nn.Identity(), 4, 3, top=flag) for flag in (False, True))
+    mean, top = (ResponseNet(torch.nn.Identity(), 4, 3, score=score) for score in ("peaks", "top"))
     torch.testing.assert_close(mean.image_scores(maps), class_scores(maps))
     for scores, one in zip(top.image_scores(maps).flatten(), maps.flatten(0, 1), strict=True):
         assert scores.item() == pytest.approx(np.mean(sorted(one.flatten().tolist())[-3:]), rel=1e-5)  # of 30

@@ -66,6 +66,7 @@ class PRMConfig(Section):
     checkpoint: str | None = None  # trained response network, e.g. published prm_voc.pth; None: <work_dir>/prm
     image_size: PositiveInt = 448
     upsample: PositiveInt = 8
+    fit: Literal["sgd", "converge"] = "sgd"  # converge: frozen trunk, solved to the end in seconds (cim/prm/fit.py)
     score: Literal["peaks", "top"] = "peaks"  # image score: mean of peaks; of the top tenth (from scratch)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.01

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from cim.models.weights import read_weights
 
 logger = logging.getLogger(__name__)
 
+Score = Literal["peaks", "top", "mean"]
 PUBLISHED_TRUNK = "resnet50_c5"
 # The published trunk is a plain sequence: these parts of a ResNet-50, by position.
 _PUBLISHED_PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -34,7 +35,7 @@ class ResponseNet(nn.Module):
 
     Attributes:
         image_size: side of the square that photos are squashed to, pixels.
-        top: the image score is the mean of the highest tenth of a map instead of the mean of its peaks.
+        score: the image score is the mean of a map's peaks, of its highest tenth ("top") or of all of it ("mean").
         upsample: response maps are enlarged by this factor (bilinear, align_corners).
         num_classes: C.
         classes: their names; empty when the weights file did not say.
@@ -47,14 +48,14 @@ class ResponseNet(nn.Module):
         num_classes: int,
         *,
         upsample: int = 8,
-        top: bool = False,
+        score: Score = "peaks",
         image_size: int = 448,
         classes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = nn.Conv2d(channels, num_classes, 1)
-        self.upsample, self.image_size, self.top = upsample, image_size, top
+        self.upsample, self.image_size, self.score = upsample, image_size, score
         self.num_classes, self.classes = num_classes, tuple(classes)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class ResponseNet(nn.Module):
 
     def image_scores(self, maps: Tensor) -> Tensor:
         """Score of every class [B, C] from response maps."""
-        return top_scores(maps) if self.top else class_scores(maps)
+        return _SCORES[self.score](maps)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,14 @@ def top_scores(maps: Tensor, share: float = 0.1) -> Tensor:
     """
     values = maps.flatten(2)
     return values.topk(max(round(share * values.shape[2]), 1), 2).values.mean(2)
+
+
+def mean_scores(maps: Tensor) -> Tensor:
+    """Image score of every class [B, C]: the mean of its map, as a network fitted to mean features has it."""
+    return maps.mean((2, 3))
+
+
+_SCORES = {"peaks": class_scores, "top": top_scores, "mean": mean_scores}
 
 
 def find_peaks(maps: Tensor, classes: Sequence[int], threshold: float = 10.0) -> Peaks:
@@ -220,7 +229,7 @@ def build_response_net(
     frozen_trunk: bool = False,
     train_norms: bool = True,
     upsample: int = 8,
-    top: bool = False,
+    score: Score = "peaks",
     image_size: int = 448,
     classes: Sequence[str] = (),
 ) -> ResponseNet:
@@ -236,8 +245,9 @@ def build_response_net(
     """
     freeze = "all" if frozen_trunk else "none"
     trunk = build_backbone(backbone, weights, freeze=freeze, train_norms=train_norms and not frozen_trunk)
-    shape = {"upsample": upsample, "top": top, "image_size": image_size}
-    return ResponseNet(trunk, trunk.channels, num_classes, classes=classes, **shape)
+    return ResponseNet(
+        trunk, trunk.channels, num_classes, upsample=upsample, score=score, image_size=image_size, classes=classes
+    )
 
 
 def _empty_net(tensors: dict[str, Tensor], image_size: int) -> ResponseNet:
@@ -255,7 +265,7 @@ def _ours(path: str | Path) -> ResponseNet:
         len(classes),
         weights="none",
         upsample=settings["upsample"],
-        top=settings.get("score") == "top",
+        score=settings.get("score", "peaks"),
         image_size=settings["image_size"],
         classes=classes,
     )

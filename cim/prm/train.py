@@ -22,6 +22,7 @@ from cim.core.errors import CimError
 from cim.core.files import write_json
 from cim.datasets.base import Dataset, Record
 from cim.engine.fit import FitOptions, Schedule, Source, fit
+from cim.prm.converge import converge
 from cim.prm.network import ResponseNet, build_response_net, load_response_net
 from cim.prm.photos import FeatureSource, PhotoSource, feature_cache, one_hot, photo_batches
 
@@ -60,11 +61,17 @@ def train_prm(config: Config) -> Path:
         frozen_trunk=prm.frozen_trunk,
         train_norms=prm.train_norms,
         upsample=prm.upsample,
-        top=prm.score == "top",
+        score="mean" if prm.fit == "converge" else prm.score,
         image_size=prm.image_size,
         classes=dataset.classes,
     )
     finished = (paths.prm_dir / "final.pth").is_file()
+    metrics = paths.prm_dir / "metrics.json"
+    if prm.fit == "converge":
+        final = converge(net, dataset, prm, paths.prm_dir, device, _describe(config, dataset))
+        if not (finished and metrics.is_file()):
+            _write_metrics(config, final, metrics, device)
+        return final
     cache = None
     if prm.frozen_trunk and not finished and _processes() == 1:
         cache = feature_cache(net, dataset, prm, paths.prm_dir / "features.npy", device)
@@ -84,7 +91,6 @@ def train_prm(config: Config) -> Path:
     )
     if cache is not None:
         cache.unlink(missing_ok=True)
-    metrics = paths.prm_dir / "metrics.json"
     if _is_first() and not (finished and metrics.is_file()):
         _write_metrics(config, final, metrics, device)
     return final
@@ -120,6 +126,8 @@ def _describe(config: Config, dataset: Dataset) -> dict[str, Any]:
     whole = config.model_dump(mode="json")
     keep = ("score", "optimizer", "backbone", "image_size", "upsample", "flip", "frozen_trunk", "train_norms", "epochs")
     settings = {name: whole["prm"][name] for name in keep} | {"photos_and_tags": dataset.digest}
+    if config.prm.fit == "converge":
+        settings |= {"fit": "converge", "score": "mean"}
     return {"kind": "prm", "classes": list(dataset.classes), "config": whole, "settings": settings}
 
 
