@@ -131,7 +131,8 @@ def build_miner(config: MiningConfig) -> Miner:
 def build_criterion(mining: MiningConfig, loss: LossConfig) -> Criterion:
     """The losses, with the miner that labels for them."""
     factors = {name: getattr(loss, name) for name in LossWeights.__dataclass_fields__}
-    return Criterion(build_miner(mining), LossWeights(**factors), mining.integrity, loss.first_labels, loss.stable)
+    switches = {"integrity": mining.integrity, "first_labels": loss.first_labels, "stable": loss.stable}
+    return Criterion(build_miner(mining), LossWeights(**factors), **switches, evidence=loss.evidence)
 
 
 def proposer_options(config: ProposalConfig) -> ProposerOptions:

@@ -87,7 +87,11 @@ class PRMConfig(Section):
 class AssignConfig(Section):
     """First labels (METHOD section 3)."""
 
-    peak_threshold: FiniteFloat = 10.0
+    peak_rule: Literal["value", "relative"] = "value"  # published: peaks above a value; or a share of the highest
+    peak_threshold: FiniteFloat = 10.0  # value
+    peak_fraction: float = Field(0.7, ge=0, le=1)  # relative: of the highest peak of the class in that photo
+    background: Literal["touching", "rest"] = "touching"  # proposals without a class: those near one (published), all
+    evidence: bool = False  # keep what the class maps say of every proposal, for loss.evidence
     mean_mask_threshold: float = Field(0.7, ge=0, le=1)
     iou: float = Field(0.5, ge=0, le=1)
     points: str | None = None  # folder of `x y class confidence` files: CIM-p
@@ -134,6 +138,7 @@ class LossConfig(Section):
     bag: float = 1.0
     first_branch: float = 3.0  # factor on the weights w of branch 0
     first_labels: bool = True
+    evidence: float = Field(0.0, ge=0)  # power of the evidence of first labels in the first instance scores
     stable: bool = False  # gradients where the published program's clamp stops them (cim/mining/losses.py)
 
 

@@ -21,13 +21,18 @@ class Clusters:
     Attributes:
         class_ids: int64 [N], -1 unlabelled, 0 background, 1..C foreground.
         cluster: int64 [N], cluster number from 1; 0 where unlabelled.
+        evidence: float32 [N, C+1], 0..1, what speaks for a proposal as an instance of each class of the photo
+            (:func:`cim.evidence.class_evidence`; 1 for background and all other classes); None: not known.
     """
 
     class_ids: np.ndarray
     cluster: np.ndarray
+    evidence: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         _same_length(self, class_ids=self.class_ids, cluster=self.cluster)
+        if self.evidence is not None:
+            _same_length(self, class_ids=self.class_ids, evidence=self.evidence)
 
     def __len__(self) -> int:
         return len(self.class_ids)
@@ -50,6 +55,7 @@ class Sample:
         features: floating [D, h', w'], the trunk's map when it was computed before; None otherwise.
         overlaps: the published matrices (:class:`cim.core.regions.Overlaps`, float32 [N, N]) where proposals come
             without masks (``members`` is then [N, 0]); None otherwise. ``cim.training.samples.overlaps_of`` hides this.
+        evidence: float32 [N, C+1] (see :class:`Clusters`); None where it is not known.
     """
 
     image_id: int | str
@@ -65,6 +71,7 @@ class Sample:
     cluster: Any
     features: Any = None
     overlaps: Any = None
+    evidence: Any = None
 
     def to(self, device: Any) -> Sample:
         """The same with every tensor on ``device``."""

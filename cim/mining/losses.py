@@ -50,6 +50,10 @@ class Criterion:
         integrity: use the integrity (IoU) branch; without, its loss is left out and its score counts as 1.
         first_labels: use the first pseudo labels (pcl).
         stable: see the module's head.
+        evidence: the instance scores ``det`` of the anti-noise branch are multiplied by a proposal's evidence for the
+            class to this power, and brought back to a sum of 1 over proposals, before anything is mined or compared:
+            what nothing speaks for is not taken for the class just because it always stands around it. Training
+            alone: scores at inference are the network's own. 0, or no evidence: as published.
     """
 
     miner: Miner
@@ -57,6 +61,7 @@ class Criterion:
     integrity: bool = True
     first_labels: bool = True
     stable: bool = False
+    evidence: float = 0.0
 
     def __call__(
         self, scores: RoiScores, sample: Sample, overlaps: Overlaps, generator: torch.Generator | None = None
@@ -74,9 +79,17 @@ class Criterion:
             diagnostics: scalars "seeds{k}", "mined{k}" (numbers), "labelled{k}", "background{k}",
             "ignored{k}" (shares of the proposals), "skipped" (branches where nothing was mined).
         """
+        scores = self.informed(scores, sample)
         labels = self.mine(scores, sample.tags, overlaps, generator)
         losses = self.unweighted(scores, sample, labels)
         return {name: self.weights.of(name) * value for name, value in losses.items()}, diagnostics(labels)
+
+    def informed(self, scores: RoiScores, sample: Sample) -> RoiScores:
+        """The scores with the sample's evidence in them; see :class:`Criterion`."""
+        if not self.evidence or sample.evidence is None or not len(sample.evidence):
+            return scores
+        det = _at_least_float32(scores.det) * sample.evidence**self.evidence
+        return replace(scores, det=det / det.sum(0, keepdim=True).clamp_min(FLOOR))
 
     def mine(
         self, scores: RoiScores, tags: Tensor, overlaps: Overlaps, generator: torch.Generator | None = None

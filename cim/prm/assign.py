@@ -13,7 +13,12 @@ from cim.prm.network import Peaks
 
 
 def assign_from_peaks(
-    regions: RegionSet, peaks: Peaks, *, mean_mask_threshold: float = 0.7, iou: float = 0.5
+    regions: RegionSet,
+    peaks: Peaks,
+    *,
+    mean_mask_threshold: float = 0.7,
+    iou: float = 0.5,
+    background: str = "touching",
 ) -> Clusters:
     """First labels from the peaks of one image; a stronger peak overwrites a weaker one.
 
@@ -27,11 +32,17 @@ def assign_from_peaks(
     class_ids, rows, columns = peaks.index[order].T
     height, width = regions.size
     rows, columns = rows * height // peaks.grid[0], columns * width // peaks.grid[1]
-    return assign(regions, class_ids + 1, rows, columns, mean_mask_threshold=mean_mask_threshold, iou=iou)
+    shape = {"mean_mask_threshold": mean_mask_threshold, "iou": iou, "background": background}
+    return assign(regions, class_ids + 1, rows, columns, **shape)
 
 
 def assign_from_points(
-    regions: RegionSet, points: np.ndarray, *, mean_mask_threshold: float = 0.7, iou: float = 0.5
+    regions: RegionSet,
+    points: np.ndarray,
+    *,
+    mean_mask_threshold: float = 0.7,
+    iou: float = 0.5,
+    background: str = "touching",
 ) -> Clusters:
     """First labels from annotated points, a later one overwriting an earlier one.
 
@@ -47,7 +58,8 @@ def assign_from_points(
     if outside.any():
         x, y, _ = points[outside.argmax()]
         raise CimError("point outside the photo", expected=f"x < {width}, y < {height}", found=f"x {x:g}, y {y:g}")
-    return assign(regions, class_ids + 1, rows, columns, mean_mask_threshold=mean_mask_threshold, iou=iou)
+    shape = {"mean_mask_threshold": mean_mask_threshold, "iou": iou, "background": background}
+    return assign(regions, class_ids + 1, rows, columns, **shape)
 
 
 def assign(
@@ -58,6 +70,7 @@ def assign(
     *,
     mean_mask_threshold: float,
     iou: float,
+    background: str = "touching",
 ) -> Clusters:
     """First labels from P places of known class, a later one overwriting an earlier one.
 
@@ -71,6 +84,8 @@ def assign(
             cover the place contain it.
         iou: proposals overlapping the stand-in by more than this take its class; those with less, but not
             nothing, are background unless another place claims them.
+        background: "touching" is that; "rest": those with nothing, too. What is far from every peak would else be free
+            to become the class.
     """
     count, places = len(regions), len(class_ids)
     result = Clusters(np.full(count, -1, np.int64), np.zeros(count, np.int64))
@@ -80,9 +95,9 @@ def assign(
     claims = overlap > iou
     claimed = claims.any(0)
     last = places - 1 - claims[::-1].argmax(0)
-    background = ~claimed & (overlap > 0).any(0)
+    rest = ~claimed if background == "rest" else ~claimed & (overlap > 0).any(0)
     result.class_ids[claimed], result.cluster[claimed] = np.asarray(class_ids)[last[claimed]], last[claimed] + 1
-    result.class_ids[background], result.cluster[background] = 0, places + 1
+    result.class_ids[rest], result.cluster[rest] = 0, places + 1
     return result
 
 

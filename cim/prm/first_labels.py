@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cim.core.errors import CimError
 from cim.core.files import fingerprint
@@ -16,6 +17,8 @@ from cim.core.regions import RegionSet
 from cim.core.types import Clusters
 from cim.datasets.base import Dataset, Record
 from cim.prm.assign import assign_from_peaks, assign_from_points, read_points
+from cim.prm.evidence import class_evidence, complete, relative_peaks
+from cim.prm.fit import response_strength
 from cim.prm.network import Peaks, ResponseNet, find_peaks
 from cim.prm.photos import photo_batches
 from cim.storage.published import RegionSource, mat_from_clusters, open_clusters, published_names, write_pickle
@@ -30,18 +33,52 @@ class AssignOptions:
 
     mean_mask_threshold: float = 0.7
     iou: float = 0.5
+    background: Literal["touching", "rest"] = "touching"
+
+
+@dataclass(frozen=True)
+class PeakOptions:
+    """Which places count as peaks of a class, and what else is kept of its map.
+
+    Attributes:
+        rule: "value": above ``threshold``, or else the highest (published); "relative": at least ``fraction`` of the
+            highest, see :func:`cim.evidence.relative_peaks`.
+        maps: keep the maps of the tags and the trunk's response, for the evidence of first labels.
+    """
+
+    rule: Literal["value", "relative"] = "value"
+    threshold: float = 10.0
+    fraction: float = 0.7
+    maps: bool = False
+
+    def find(self, maps: Tensor, tags: Sequence[int]) -> Peaks:
+        """Peaks in enlarged maps [C, h, w]."""
+        if self.rule == "relative":
+            return relative_peaks(maps, tags, self.fraction)
+        return find_peaks(maps, tags, self.threshold)
+
+    def provenance(self) -> dict[str, Any]:
+        """What makes peaks differ; a published rule is named as it always was."""
+        rule = {"peak_threshold": self.threshold} if self.rule == "value" else {"peak_fraction": self.fraction}
+        return rule | ({"maps": True} if self.maps else {})
 
 
 # ---------------------------------------------------------------------- peaks
 
 
-def peak_provenance(net: ResponseNet, checkpoint: Path, threshold: float) -> dict[str, Any]:
+def peak_provenance(net: ResponseNet, checkpoint: Path, options: PeakOptions) -> dict[str, Any]:
     """What peaks depend on; the weights by their content, since a file of one name may be trained again."""
-    return {"weights": fingerprint(checkpoint), "image_size": net.image_size, "peak_threshold": threshold}
+    return {"weights": fingerprint(checkpoint), "image_size": net.image_size} | options.provenance()
 
 
 def store_peaks(
-    net: ResponseNet, records: Sequence[Record], store: Store, threshold: float, *, batch: int = 8, workers: int = 2
+    net: ResponseNet,
+    records: Sequence[Record],
+    store: Store,
+    options: PeakOptions,
+    *,
+    batch: int = 8,
+    workers: int = 2,
 ) -> dict[str, str]:
     """Peaks of the tagged classes of every photo that has none stored yet.
 
@@ -60,15 +97,27 @@ def store_peaks(
         save_peaks(store, record.image_id, Peaks(np.zeros((0, 3), np.int64), np.zeros(0, np.float32), (1, 1)))
     for chunk, images in photo_batches(tagged, net.image_size, batch, workers, "peaks", failed):
         with torch.inference_mode():
-            maps = net(images.to(device))
-        for record, one in zip(chunk, maps, strict=True):
-            save_peaks(store, record.image_id, find_peaks(one, record.tags, threshold))
+            features = net.trunk(images.to(device))
+            small = net.head(features).float()
+            maps, strength = net.enlarge(small), response_strength(features)
+        for n, record in enumerate(chunk):
+            peaks = options.find(maps[n], record.tags)
+            kept = {"maps": _half(small[n, list(record.tags)]), "strength": _half(strength[n])} if options.maps else {}
+            save_peaks(store, record.image_id, peaks, **kept)
     return failed
 
 
-def save_peaks(store: Store, image_id: int | str, peaks: Peaks) -> None:
-    """Arrays ``peaks`` int32 [P, 3], ``values`` float32 [P], ``grid`` int32 [2]."""
-    store.save(image_id, peaks=peaks.index.astype(np.int32), values=peaks.values, grid=np.array(peaks.grid, np.int32))
+def save_peaks(store: Store, image_id: int | str, peaks: Peaks, **kept: np.ndarray) -> None:
+    """Arrays ``peaks`` int32 [P, 3], ``values`` float32 [P], ``grid`` int32 [2], and what else is ``kept``.
+
+    With :attr:`PeakOptions.maps` that is ``maps`` float16 [T, h, w] of the photo's tags and ``strength`` [h, w].
+    """
+    index, grid = peaks.index.astype(np.int32), np.array(peaks.grid, np.int32)
+    store.save(image_id, peaks=index, values=peaks.values, grid=grid, **kept)
+
+
+def _half(values: Tensor) -> np.ndarray:
+    return values.clamp(-60000, 60000).half().cpu().numpy()
 
 
 def load_peaks(store: Store, image_id: int | str) -> Peaks:
@@ -97,6 +146,8 @@ class LabelStage:
         output: clusters store.
         peaks: where peaks are; None: points.
         points: folder of point files, used without peaks.
+        evidence: say of every proposal how well it covers what the maps show, and give every tag a label; from peaks
+            stored with maps.
     """
 
     regions: RegionSource
@@ -105,6 +156,7 @@ class LabelStage:
     num_classes: int
     peaks: Store | None = None
     points: Path | None = None
+    evidence: bool = False
 
     def __call__(self, record: Record) -> None:
         """Label the record's proposals and save.
@@ -113,7 +165,8 @@ class LabelStage:
             CimError: no proposals, no peaks, bad points, or files that do not belong together.
         """
         labels = self.label(record)
-        self.output.save(record.image_id, class_ids=labels.class_ids, cluster=labels.cluster)
+        kept = {} if labels.evidence is None else {"evidence": labels.evidence.astype(np.float16)}
+        self.output.save(record.image_id, class_ids=labels.class_ids, cluster=labels.cluster, **kept)
 
     def label(self, record: Record) -> Clusters:
         """First labels of the record's proposals."""
@@ -126,9 +179,26 @@ class LabelStage:
         if regions.size != record.size:
             raise CimError("proposals made for another size of the photo", expected=record.size, found=regions.size)
         if self.peaks is not None:
-            return assign_from_peaks(regions, load_peaks(self.peaks, record.image_id), **asdict(self.options))
+            labels = assign_from_peaks(regions, load_peaks(self.peaks, record.image_id), **asdict(self.options))
+            return self.informed(labels, regions, record) if self.evidence and record.tags else labels
         path = points_file(self.points or Path(), record)
         return assign_from_points(regions, read_points(path, self.num_classes), **asdict(self.options))
+
+    def informed(self, labels: Clusters, regions: RegionSet, record: Record) -> Clusters:
+        """The labels with evidence, and one for every tag.
+
+        Raises:
+            CimError: the peaks were stored without maps.
+        """
+        assert self.peaks is not None
+        arrays = self.peaks.load(record.image_id)
+        if "maps" not in arrays:
+            path = self.peaks.path(record.image_id)
+            raise CimError("peaks without maps", path=path, fix="make them again: --overwrite")
+        evidence = class_evidence(regions, arrays["maps"], arrays["strength"])
+        whole = np.ones((len(regions), self.num_classes + 1), np.float32)
+        whole[:, [tag + 1 for tag in record.tags]] = evidence
+        return replace(complete(labels, evidence, record.tags), evidence=whole)
 
 
 def points_file(folder: Path, record: Record) -> Path:

@@ -64,8 +64,11 @@ class ResponseNet(nn.Module):
 
     def maps(self, features: Tensor) -> Tensor:
         """Trunk features [B, D, h', w'] -> response maps [B, C, h' * upsample, w' * upsample]."""
-        small = self.head(features).float()
-        return functional.interpolate(small, scale_factor=self.upsample, mode="bilinear", align_corners=True)
+        return self.enlarge(self.head(features).float())
+
+    def enlarge(self, maps: Tensor) -> Tensor:
+        """Maps as the head gives them, times ``upsample``."""
+        return functional.interpolate(maps, scale_factor=self.upsample, mode="bilinear", align_corners=True)
 
     def image_scores(self, maps: Tensor) -> Tensor:
         """Score of every class [B, C] from response maps."""

@@ -250,7 +250,7 @@ class ClusterSource(Protocol):
 
 @dataclass(frozen=True)
 class StoredClusters:
-    """Our clusters store (arrays ``class_ids`` and ``cluster``)."""
+    """Our clusters store (arrays ``class_ids``, ``cluster`` and, if first labels were made with it, ``evidence``)."""
 
     store: Store
 
@@ -267,7 +267,8 @@ class StoredClusters:
             arrays["class_ids"] = arrays.pop("klass")
         if not {"class_ids", "cluster"} <= arrays.keys():
             raise CimError("damaged clusters file", path=self.store.path(image_id), found=sorted(arrays))
-        return Clusters(arrays["class_ids"].astype(np.int64), arrays["cluster"].astype(np.int64))
+        evidence = arrays["evidence"].astype(np.float32) if "evidence" in arrays else None
+        return Clusters(arrays["class_ids"].astype(np.int64), arrays["cluster"].astype(np.int64), evidence)
 
 
 @dataclass(frozen=True)

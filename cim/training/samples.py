@@ -67,6 +67,7 @@ def make_sample(
         class_ids, cluster = np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.int64)
     else:
         class_ids, cluster = clusters.class_ids[rows], clusters.cluster[rows]
+    evidence = None if clusters is None or clusters.evidence is None else clusters.evidence[rows]
     tags = np.zeros(num_classes, np.float32)
     tags[list(record.tags)] = 1
     return Sample(
@@ -82,6 +83,7 @@ def make_sample(
         class_ids=_tensor(class_ids),
         cluster=_tensor(cluster),
         overlaps=pairs,
+        evidence=None if evidence is None else _tensor(evidence),
     )
 
 

@@ -20,8 +20,7 @@ from cim.core.errors import CimError
 from cim.core.files import as_json, fingerprint
 from cim.core.types import Sample
 from cim.datasets.base import Dataset
-from cim.engine import distributed
-from cim.engine.fit import FitOptions, Schedule, fit
+from cim.engine.fit import FitOptions, Schedule, distributed, fit
 from cim.mining.losses import Criterion
 from cim.models.backbones import RANDOM
 from cim.models.cim_net import CIMNet, param_groups

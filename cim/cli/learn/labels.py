@@ -13,7 +13,14 @@ from cim.config.schema import Config, DataConfig
 from cim.core.errors import CimError
 from cim.core.parallel import StageReport, run_stage
 from cim.datasets.base import Dataset
-from cim.prm.first_labels import AssignOptions, LabelStage, export_label_assign, peak_provenance, store_peaks
+from cim.prm.first_labels import (
+    AssignOptions,
+    LabelStage,
+    PeakOptions,
+    export_label_assign,
+    peak_provenance,
+    store_peaks,
+)
 from cim.prm.trained import open_net
 from cim.proposals.published_tree import Tree
 from cim.storage.published import having_proposals, open_regions
@@ -62,13 +69,15 @@ def label_from_peaks(args: argparse.Namespace, config: Config) -> int:
     dataset = build_dataset(config.data, split)
     checkpoint = args.checkpoint or RunPaths(config).prm_checkpoint
     net = open_net(config, dataset, checkpoint)
-    provenance = peak_provenance(net, checkpoint, config.assign.peak_threshold)
+    assign = config.assign
+    options = PeakOptions(assign.peak_rule, assign.peak_threshold, assign.peak_fraction, assign.evidence)
+    provenance = peak_provenance(net, checkpoint, options)
     store = Store.create(args.peaks or RunPaths(config).peaks(split), "peaks", provenance, args.overwrite)
     unreadable = store_peaks(
         net,
         dataset.records,
         store,
-        config.assign.peak_threshold,
+        options,
         batch=args.batch,
         workers=min(args.workers, config.prm.workers),
     )
@@ -95,16 +104,19 @@ def _label(
 ) -> int:
     paths, assign = RunPaths(config), config.assign
     regions = open_regions(args.proposals or paths.proposals(args.split or config.data.train_split))
-    options = AssignOptions(assign.mean_mask_threshold, assign.iou)
+    options = AssignOptions(assign.mean_mask_threshold, assign.iou, assign.background)
     provenance = {
         **source,
         "mean_mask_threshold": options.mean_mask_threshold,
         "iou": options.iou,
+        **({"background": options.background} if options.background != "touching" else {}),
+        **({"evidence": True} if peaks is not None and assign.evidence else {}),
         "proposals": regions.provenance,
     }
     output = args.output or paths.first_labels
     store = Store.create(output, "clusters", provenance, args.overwrite)
-    stage = LabelStage(regions, store, options, len(dataset.classes), peaks, points)
+    evidence = peaks is not None and assign.evidence
+    stage = LabelStage(regions, store, options, len(dataset.classes), peaks, points, evidence)
     unreadable = unreadable or {}
     able = having_proposals(dataset, regions)
     waiting = [r for r in able if not store.has(r.image_id) and r.path.name not in unreadable]
