@@ -56,6 +56,7 @@ class Sample:
         overlaps: the published matrices (:class:`cim.core.regions.Overlaps`, float32 [N, N]) where proposals come
             without masks (``members`` is then [N, 0]); None otherwise. ``cim.training.samples.overlaps_of`` hides this.
         evidence: float32 [N, C+1] (see :class:`Clusters`); None where it is not known.
+        pooled: floating [N, d], what a light head made of the frozen trunk's map before; None otherwise.
     """
 
     image_id: int | str
@@ -72,6 +73,7 @@ class Sample:
     features: Any = None
     overlaps: Any = None
     evidence: Any = None
+    pooled: Any = None
 
     def to(self, device: Any) -> Sample:
         """The same with every tensor on ``device``."""

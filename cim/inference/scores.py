@@ -28,8 +28,8 @@ from cim.core.photo import read_photo
 from cim.core.regions import RegionSet
 from cim.core.types import RoiScores, Sample
 from cim.datasets.base import Dataset, Record
-from cim.engine import distributed
 from cim.engine.checkpoints import load_checkpoint
+from cim.engine.fit import distributed
 from cim.inference.detections import Branch, with_masks
 from cim.models.backbones import RANDOM
 from cim.storage.published import RegionSource, lineage
@@ -193,7 +193,7 @@ def mirrored(sample: Sample) -> Sample:
     boxes = sample.boxes.clone()
     boxes[:, [0, 2]] = sample.image.shape[-1] - sample.boxes[:, [2, 0]]
     flipped = {name: getattr(sample, name).flip(-1) for name in ("image", "grids", "atoms")}
-    return replace(sample, boxes=boxes, features=None, **flipped)  # the trunk sees the mirror image afresh
+    return replace(sample, boxes=boxes, features=None, pooled=None, **flipped)  # the trunk sees the mirror image afresh
 
 
 def _spread(values: torch.Tensor, rows: np.ndarray, count: int) -> np.ndarray:

@@ -22,7 +22,9 @@ class CIMNet(nn.Module):
         self.backbone, self.roi_head, self.predictor = backbone, head, predictor
 
     def forward(self, sample: Sample) -> RoiScores:
-        """The trunk runs unless the sample brings its features along."""
+        """The trunk runs unless the sample brings its features along, the head too unless it brings what that made."""
+        if sample.pooled is not None:
+            return self.predict(self.roi_head.from_pooled(sample.pooled.float()))
         return self.predict(self.head(self.features_of(sample), sample))
 
     def features_of(self, sample: Sample) -> Tensor:

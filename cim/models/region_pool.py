@@ -77,7 +77,14 @@ class RegionPool(nn.Module):
         Returns:
             [N, hidden].
         """
-        pooled = (self._pooled(features, sample, self.axes) - self.centre) / self.spread
+        return self.from_pooled(self.pooled(features, sample))
+
+    def pooled(self, features: Tensor, sample: Sample) -> Tensor:
+        """What the layers read: means along the axes, inside and around, [N, 2 d]. Nothing of it is trained."""
+        return (self._pooled(features, sample, self.axes) - self.centre) / self.spread
+
+    def from_pooled(self, pooled: Tensor) -> Tensor:
+        """[N, 2 d] -> [N, hidden]."""
         hidden = self.dropout(functional.relu(self.fc1(pooled)))
         return self.dropout(functional.relu(self.fc2(hidden)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from cim.models.region_pool import RegionPool
 from cim.proposals.options import provenance
 from cim.storage.published import ClusterSource, RegionSource, lineage, open_clusters, open_regions
 from cim.training.feature_cache import FeatureCache
+from cim.training.lengths import Length, balanced_order
 from cim.training.pictures import MinedPictures
+from cim.training.pooled_cache import PooledCache
 from cim.training.samples import make_sample, overlaps_of
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,8 @@ class CIMSource:
         flip: mirror half of the samples.
         max_proposals: cap per image, see :func:`cim.training.samples.keep_best`.
         features: the frozen trunk's maps; needs ``flip`` off.
+        pooled: what the light head makes of them, instead of these.
+        order: photos of one round, rare classes more often (:func:`cim.lengths.balanced_order`); None: each once.
     """
 
     dataset: Dataset
@@ -55,9 +60,11 @@ class CIMSource:
     flip: bool = True
     max_proposals: int | None = None
     features: FeatureCache | None = None
+    pooled: PooledCache | None = None
+    order: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) if self.order is None else len(self.order)
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample | None:
         """None for an image without tags or proposals.
@@ -70,7 +77,7 @@ class CIMSource:
 
     def sample_at(self, index: int, side: int, flip: bool, rng: np.random.Generator | None = None) -> Sample | None:
         """The same, at a given scale."""
-        record = self.dataset[index]
+        record = self.dataset[index if self.order is None else self.order[index]]
         if not record.tags or not self.regions.has(record.image_id):
             return None
         regions = self.regions.load(record.image_id)
@@ -79,6 +86,8 @@ class CIMSource:
         labelled = self.clusters is not None and self.clusters.has(record.image_id)
         clusters = self.clusters.load(record.image_id) if labelled else None
         sample = make_sample(record, regions, clusters, side, flip, len(self.dataset.classes), self.max_proposals, rng)
+        if self.pooled is not None:
+            return replace(sample, pooled=self.pooled.load(record.image_id, len(regions))[sample.proposal])
         return sample if self.features is None else replace(sample, features=self.features.load(record.image_id, side))
 
 
@@ -114,13 +123,22 @@ def _train(config: Config, device: torch.device) -> Path:
     source = CIMSource(dataset, regions, clusters, train.sides, train.flip, train.max_proposals)
     torch.manual_seed(train.seed)
     model = build_model(config, len(dataset.classes))
-    source = replace(source, features=cached_features(config, model, dataset, device))
-    calibrate(model, source, device)
+    if pools(config):
+        calibrate(model, source, device)
+        source = replace(source, pooled=cached_pooled(config, model, source, device))
+    else:
+        source = replace(source, features=cached_features(config, model, dataset, device))
+        calibrate(model, source, device)
+    tags = [record.tags for record in dataset if regions.has(record.image_id)]
+    schedule = schedule_of(train, tags)
+    logger.info("%d updates of %d photos", schedule.updates, train.images_per_update)
+    if train.balance:
+        source = replace(source, order=balanced_order([record.tags for record in dataset], train.balance))
     criterion = build_criterion(config.mining, config.loss)
     pictures = MinedPictures(source.sample_at, len(source), criterion, dataset.classes, min(train.sides), device)
 
     def on_update(update: int, model: nn.Module) -> None:
-        if train.picture_every and (update % train.picture_every == 0 or update == train.updates):
+        if train.picture_every and (update % train.picture_every == 0 or update == schedule.updates):
             pictures.save(model, paths.train_dir / "pictures" / f"mined_{update:08d}.png")
 
     return fit(
@@ -128,13 +146,48 @@ def _train(config: Config, device: torch.device) -> Path:
         source,
         CIMStep(criterion),
         param_groups=groups_of(model, train),
-        schedule=schedule_of(train),
+        schedule=schedule,
         options=options_of(train),
         run_dir=paths.train_dir,
         device=device,
         meta=describe(config, dataset, regions),
         on_update=on_update,
     )
+
+
+def pools(config: Config) -> bool:
+    """Whether what the light head reads can be kept: a frozen trunk without flips, photos at one size."""
+    train = config.train
+    light = config.model.head == "region_pool" and config.model.freeze == "all"
+    return train.cache_features and light and not train.flip and len(train.sides) == 1
+
+
+def cached_pooled(config: Config, model: CIMNet, source: CIMSource, device: torch.device) -> PooledCache:
+    """What the calibrated head makes of every photo and its proposals, computed now where it is missing.
+
+    Raises:
+        CimError: the folder holds those of another trunk, of other proposals or other photos.
+    """
+    made_from = {
+        "trunk": config.model.backbone,
+        "weights": trunk_weights(config),
+        "axes": list(config.model.axes),
+        "side": config.train.sides[0],
+        "proposals": lineage(source.regions.provenance),
+        "photos": source.dataset.digest,
+    }
+    cache = PooledCache.create(RunPaths(config).features, made_from)
+    if distributed.is_main():
+        model.to(device).eval()
+        cache.fill(model, replace(source, max_proposals=None), config.train.sides[0], device)
+    distributed.wait()
+    return cache
+
+
+def trunk_weights(config: Config) -> str:
+    """The trunk's weights as a name that changes with them."""
+    weights = config.model.weights
+    return str(weights if weights in (None, RANDOM) else fingerprint(trunk_file(config)))
 
 
 def cached_features(config: Config, model: CIMNet, dataset: Dataset, device: torch.device) -> FeatureCache | None:
@@ -150,10 +203,8 @@ def cached_features(config: Config, model: CIMNet, dataset: Dataset, device: tor
         raise CimError(
             "features cannot be kept", expected="a frozen trunk and no flips", fix="--set train.cache_features=false"
         )
-    weights = config.model.weights
-    known = weights if weights in (None, RANDOM) else fingerprint(trunk_file(config))
     trunk = f"{config.model.backbone} ({' + '.join(map(str, model.backbone.parts))} channels)"
-    cache = FeatureCache.create(RunPaths(config).features, trunk, str(known))
+    cache = FeatureCache.create(RunPaths(config).features, trunk, trunk_weights(config))
     if distributed.is_main():
         cache.fill(model.to(device).eval().features, dataset, train.sides, device)
     distributed.wait()
@@ -186,11 +237,14 @@ def groups_of(model: CIMNet, train: TrainConfig) -> list[dict]:
     )
 
 
-def schedule_of(train: TrainConfig) -> Schedule:
-    """The engine's schedule of a config."""
-    return Schedule(
-        train.images_per_update, train.updates, train.step, train.gamma, train.warmup_updates, train.warmup_factor
-    )
+def schedule_of(train: TrainConfig, tags: Sequence[Sequence[int]] = ()) -> Schedule:
+    """The engine's schedule of a config; with ``train.epochs``, for photos with these tags."""
+    updates, steps = train.updates, train.step
+    if train.epochs is not None:
+        length = Length(train.epochs, train.visits, train.step_share, train.least_updates, train.most_updates)
+        updates = length.updates(tags, train.images_per_update)
+        steps = length.steps(updates)
+    return Schedule(train.images_per_update, updates, steps, train.gamma, train.warmup_updates, train.warmup_factor)
 
 
 def options_of(train: TrainConfig) -> FitOptions:

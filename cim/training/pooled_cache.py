@@ -1,0 +1,84 @@
+"""What the light head reads of every proposal, computed once: of a frozen trunk nothing else changes while training.
+
+A tenth of the disk that the trunk's maps take, and a training step without pooling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cim.core.errors import CimError
+from cim.core.types import Sample
+from cim.datasets.base import Dataset
+from cim.models.cim_net import CIMNet
+from cim.storage.store import Store
+
+_LARGEST = 60000.0  # float16 ends at 65504
+
+
+class SampleSource(Protocol):
+    """Samples of a data set, every proposal in them."""
+
+    dataset: Dataset
+
+    def sample_at(self, index: int, side: int, flip: bool) -> Sample | None: ...
+
+
+@dataclass(frozen=True)
+class PooledCache:
+    """Reads and fills the folder, one array ``pooled`` float16 [N, 2 d] per image; picklable, for loader workers."""
+
+    store: Store
+
+    @classmethod
+    def create(cls, root: Any, made_from: dict[str, Any]) -> PooledCache:
+        """Open or begin the cache of one trunk, one set of proposals and one calibration.
+
+        Raises:
+            CimError: the folder holds something else.
+        """
+        return cls(Store.create(root, "pooled", made_from))
+
+    def load(self, image_id: int | str, count: int) -> Tensor:
+        """float16 [N, 2 d].
+
+        Args:
+            count: N, proposals of the image.
+
+        Raises:
+            CimError: missing, damaged, or of other proposals.
+        """
+        pooled = self.store.load(image_id).get("pooled", np.zeros((0, 0), np.float16))
+        if len(pooled) != count:
+            path, fix = self.store.path(image_id), "delete it and run again"
+            raise CimError("pooled features of other proposals", path=path, expected=count, found=len(pooled), fix=fix)
+        return torch.from_numpy(pooled)
+
+    @torch.inference_mode()
+    def fill(self, model: CIMNet, source: SampleSource, side: int, device: torch.device) -> None:
+        """Compute what is missing.
+
+        Photos that cannot be used are left out; an unreadable one is reported when training meets it.
+
+        Args:
+            model: with a calibrated head, in eval mode on ``device``.
+            side: long side of the photos, pixels.
+        """
+        dataset = source.dataset
+        missing = [n for n, record in enumerate(dataset) if record.tags and not self.store.has(record.image_id)]
+        for index in tqdm(missing, desc="features", unit="image", disable=not missing):
+            try:
+                sample = source.sample_at(index, side, False)
+            except CimError:
+                continue
+            if sample is None:
+                continue
+            sample = sample.to(device)
+            pooled = model.roi_head.pooled(model.features_of(sample), sample)
+            self.store.save(sample.image_id, pooled=pooled.clamp(-_LARGEST, _LARGEST).half().cpu().numpy())

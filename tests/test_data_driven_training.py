@@ -1,0 +1,167 @@
+"""Training that takes its length, its order and its prior from the data: from tagged photos to a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_prm_tools import tool, toy_config
+
+from cim.cli.common import run
+from cim.config.build import build_dataset, build_model
+from cim.config.loading import save_config
+from cim.config.schema import Config
+from cim.core.errors import CimError
+from cim.core.types import Clusters
+from cim.engine.checkpoints import load_checkpoint
+from cim.mining.losses import Criterion
+from cim.mining.miners import CIMMiner
+from cim.prm.train import train_prm
+from cim.storage.published import open_clusters, open_regions
+from cim.storage.store import Store
+from cim.training.samples import overlaps_of
+from cim.training.train import CIMSource, cached_pooled, calibrate, pools, schedule_of, train_cim
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    values = toy_config(tmp_path, fit="converge", frozen_trunk=True, train_norms=False).model_dump()
+    values["assign"] |= {"peak_rule": "relative", "background": "rest", "evidence": True, "mean_mask_threshold": 0.3}
+    values["model"] = {"backbone": "mobilenet_v2_d16", "weights": "none", "freeze": "all", "head": "region_pool"}
+    values["model"] |= {"hidden": 16, "axes": (8, 8, 8)}
+    values["loss"] |= {"evidence": 2.0, "stable": True}
+    values["train"] |= {"epochs": 2, "visits": 4, "least_updates": 3, "balance": 0.5, "cache_features": True}
+    values["train"] |= {"flip": False, "sides": (64,)}
+    return Config(**values)
+
+
+@pytest.fixture
+def labelled(config: Config, tmp_path: Path) -> Config:
+    save_config(config, tmp_path / "toy.yaml")
+    train_prm(config)
+    arguments = [str(tmp_path / "toy.yaml"), "--workers", "1"]
+    assert run(lambda: tool("pre/AGPL_label_assign.py").main(arguments)) == 0
+    return config
+
+
+def test_first_labels_come_with_evidence_for_every_tag(labelled: Config):
+    clusters = open_clusters(Path(labelled.work_dir) / "first_labels")
+    for record in build_dataset(labelled.data, "train"):
+        found = clusters.load(record.image_id)
+        assert found.evidence is not None and found.evidence.shape == (len(found), 3)
+        assert (found.class_ids >= 0).all()  # the rest is background
+        for tag in record.tags:
+            assert (found.class_ids == tag + 1).any()
+            assert found.evidence[:, tag + 1].max() == 1
+        others = [c for c in range(3) if c - 1 not in record.tags]
+        assert (found.evidence[:, others] == 1).all()
+
+
+def test_peaks_without_maps_are_told(labelled: Config, tmp_path: Path, capsys):
+    store = Store.open(Path(labelled.work_dir) / "peaks" / "train", "peaks")
+    arrays = store.load("p0.png")
+    store.save("p0.png", **{name: arrays[name] for name in ("peaks", "values", "grid")})
+    Store.open(Path(labelled.work_dir) / "first_labels", "clusters").path("p0.png").unlink()
+    assert run(lambda: tool("pre/AGPL_label_assign.py").main([str(tmp_path / "toy.yaml"), "--workers", "1"])) == 2
+
+
+def test_trains_as_long_as_the_rule_says_and_goes_on_where_it_stopped(labelled: Config):
+    final = train_cim(labelled)
+    signature = load_checkpoint(final)["meta"]["signature"]
+    assert signature["schedule"]["updates"] == 6  # 2 rounds of 6 photos, 2 at a time
+    assert signature["schedule"]["steps"] == [4]
+    assert signature["images"] == 6  # balanced already
+    assert train_cim(labelled) == final
+
+
+def test_fixed_updates_stay_fixed(config: Config):
+    fixed = config.train.model_copy(update={"epochs": None, "updates": 45000, "step": (30000,)})
+    schedule = schedule_of(fixed, [(0,), (1,)])
+    assert (schedule.updates, schedule.steps) == (45000, (30000,))
+
+
+def source_of(config: Config) -> CIMSource:
+    regions = open_regions(Path(config.data.proposals))
+    return CIMSource(build_dataset(config.data, "train"), regions, None, (64,), False, 100)
+
+
+def test_what_the_head_reads_is_kept_and_gives_the_same_scores(config: Config):
+    torch.manual_seed(0)
+    model, source, device = build_model(config, 2), source_of(config), torch.device("cpu")
+    assert pools(config)
+    calibrate(model, source, device)
+    cache = cached_pooled(config, model, source, device)
+    model.eval()
+    fresh = source.sample_at(1, 64, False)
+    known = replace(source, pooled=cache, max_proposals=5).sample_at(1, 64, False)
+    rows = known.proposal
+    assert len(rows) == 5 and known.pooled.dtype == torch.float16
+    with torch.no_grad():
+        pooled = model.roi_head.pooled(model.features_of(fresh), fresh)
+        scores = model(replace(fresh, pooled=pooled.half()))
+        torch.testing.assert_close(known.pooled, pooled.half()[rows])
+        torch.testing.assert_close(model(fresh).cls, scores.cls, atol=5e-3, rtol=0)
+    path = cache.store.path("p0.png")
+    before = path.stat().st_mtime_ns
+    cached_pooled(config, model, source, device)
+    assert path.stat().st_mtime_ns == before  # what is there stays
+    with pytest.raises(CimError, match="other proposals"):
+        cache.load("p0.png", 99)
+    other = config.model_copy(update={"model": config.model.model_copy(update={"axes": (4, 4, 4)})})
+    with pytest.raises(CimError, match="other settings"):
+        cached_pooled(other, model, source, device)
+
+
+def test_only_a_frozen_light_head_at_one_size_is_kept(config: Config):
+    for changes in ({"flip": True}, {"sides": (64, 96)}, {"cache_features": False}):
+        assert not pools(config.model_copy(update={"train": config.train.model_copy(update=changes)}))
+    assert not pools(config.model_copy(update={"model": config.model.model_copy(update={"freeze": "none"})}))
+
+
+def test_an_order_repeats_photos(config: Config):
+    source = replace(source_of(config), order=(0, 0, 5))
+    rng = np.random.default_rng(0)
+    assert [source.sample(n, rng).image_id for n in range(len(source))] == ["p0.png", "p0.png", "p5.png"]
+
+
+# ---------------------------------------------------------------------- evidence in the losses
+
+
+def informed(config: Config, evidence: np.ndarray | None, power: float):
+    source = source_of(config)
+    sample = source.sample_at(0, 64, False)
+    rows = len(sample.boxes)
+    clusters = Clusters(np.full(rows, -1), np.zeros(rows, np.int64), evidence)
+    sample = replace(sample, evidence=None if clusters.evidence is None else torch.from_numpy(clusters.evidence))
+    torch.manual_seed(0)
+    scores = build_model(config, 2).eval()(sample)
+    criterion = Criterion(CIMMiner(anti_noise=False, containment=False), first_labels=False, evidence=power)
+    return scores, criterion.informed(scores, sample), criterion(scores, sample, overlaps_of(sample))[0]
+
+
+def test_evidence_moves_the_instance_scores(config: Config):
+    evidence = np.ones((12, 3), np.float32)
+    evidence[:, 1] = 0.01
+    evidence[4, 1] = 1
+    before, after, losses = informed(config, evidence, 2.0)
+    assert after.det[:, 1].argmax() == 4
+    torch.testing.assert_close(after.det.sum(0), torch.ones(3))
+    torch.testing.assert_close(after.det[:, [0, 2]], before.det[:, [0, 2]])
+    assert after.cls is before.cls
+    sum(losses.values()).backward()
+
+
+def test_no_evidence_changes_nothing(config: Config):
+    for evidence, power in ((None, 2.0), (np.full((12, 3), 0.3, np.float32), 0.0)):
+        before, after, _ = informed(config, evidence, power)
+        assert after is before
+    before, after, _ = informed(config, np.full((12, 3), 0.3, np.float32), 2.0)  # alike for all
+    torch.testing.assert_close(after.det, before.det)
+
+
+def test_evidence_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="share one length"):
+        Clusters(np.zeros(3, np.int64), np.zeros(3, np.int64), np.ones((2, 4), np.float32))
