@@ -14,7 +14,7 @@ tag_lists = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=3, unique=
 
 @pytest.mark.parametrize(
     ("photos", "classes", "updates"),
-    [(700, 7, 700), (60, 2, 200), (450, 18, 1800), (4000, 7, 4000), (100_000, 80, 20_000), (3, 1, 200)],
+    [(700, 7, 700), (60, 2, 400), (450, 18, 1800), (4000, 7, 4000), (100_000, 80, 20_000), (3, 1, 400)],
 )
 def test_updates_of_balanced_single_tags(photos, classes, updates):
     tags = [(n % classes,) for n in range(photos)]
@@ -30,6 +30,12 @@ def test_photos_without_tags_do_not_count():
     tags = [(n % 7,) for n in range(700)]
     assert Length(4).updates(tags + [()] * 500, 4) == Length(4).updates(tags, 4)
     assert Length(4).updates([], 4) == Length(4).least
+
+
+def test_a_budget_stretches_the_rule():
+    tags = [(n % 7,) for n in range(700)]
+    assert Length(4, stretch=0.5).updates(tags, 4) == 350
+    assert Length(4, stretch=3).updates(tags, 4) == 2100
 
 
 def test_step_lies_inside():

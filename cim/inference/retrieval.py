@@ -15,7 +15,8 @@ from cim.core.regions import RegionSet
 from cim.core.types import Instances
 from cim.datasets.base import Record
 from cim.inference.selection import compressed_rles, greedy_nms
-from cim.prm.network import Peaks, ResponseNet, find_peaks, prepare_photo
+from cim.prm.evidence import PeakOptions
+from cim.prm.network import Peaks, ResponseNet, prepare_photo
 from cim.prm.peak_response import peak_responses
 
 
@@ -45,7 +46,7 @@ def instances_of_photo(
     net: ResponseNet,
     record: Record,
     regions: RegionSet,
-    peak_threshold: float,
+    peaks_of: PeakOptions,
     classes: Sequence[int] | None = None,
     constants: Retrieval = Retrieval(),
 ) -> Instances:
@@ -54,6 +55,7 @@ def instances_of_photo(
     Args:
         net: in eval mode, on the device to use.
         regions: proposals of the photo.
+        peaks_of: which places count as peaks.
         classes: which to look for, 0..C-1; None: those whose image score is above 0.
 
     Raises:
@@ -66,7 +68,7 @@ def instances_of_photo(
         maps = net(image[None])
         if classes is None:
             classes = (net.image_scores(maps)[0] > 0).nonzero().flatten().tolist()
-    peaks = find_peaks(maps[0], classes, peak_threshold)
+    peaks = peaks_of.find(maps[0], classes)
     responses = peak_responses(net, image, peaks.index)
     found = retrieve(regions, maps[0].float().cpu().numpy(), peaks, responses, constants)
     return as_instances(record.image_id, regions, *found)

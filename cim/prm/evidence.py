@@ -8,11 +8,14 @@ class, this evidence keeps its first scores on things: see ``Criterion.evidence`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cim.config.schema import AssignConfig
 from cim.core.regions import RegionSet
 from cim.core.types import Clusters
 from cim.models.region_pool import cell_cover
@@ -41,6 +44,37 @@ def relative_peaks(maps: Tensor, class_ids: Sequence[int], fraction: float) -> P
     if not found:
         return find_peaks(maps, [], 0.0)
     return Peaks(np.concatenate([p.index for p in found]), np.concatenate([p.values for p in found]), found[0].grid)
+
+
+@dataclass(frozen=True)
+class PeakOptions:
+    """Which places count as peaks of a class, and what else is kept of its map.
+
+    Attributes:
+        rule: "value": above ``threshold``, or else the highest (published); "relative": at least ``fraction`` of the
+            highest, see :func:`relative_peaks`.
+        maps: keep the maps of the tags and the trunk's response, for the evidence of first labels.
+    """
+
+    rule: Literal["value", "relative"] = "value"
+    threshold: float = 10.0
+    fraction: float = 0.7
+    maps: bool = False
+
+    @classmethod
+    def of(cls, assign: AssignConfig) -> PeakOptions:
+        return cls(assign.peak_rule, assign.peak_threshold, assign.peak_fraction, assign.evidence)
+
+    def find(self, maps: Tensor, tags: Sequence[int]) -> Peaks:
+        """Peaks in enlarged maps [C, h, w]."""
+        if self.rule == "relative":
+            return relative_peaks(maps, tags, self.fraction)
+        return find_peaks(maps, tags, self.threshold)
+
+    def provenance(self) -> dict[str, Any]:
+        """What makes peaks differ; a published rule is named as it always was."""
+        rule = {"peak_threshold": self.threshold} if self.rule == "value" else {"peak_fraction": self.fraction}
+        return rule | ({"maps": True} if self.maps else {})
 
 
 def class_evidence(regions: RegionSet, maps: np.ndarray, strength: np.ndarray) -> np.ndarray:

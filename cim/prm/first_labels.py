@@ -17,9 +17,9 @@ from cim.core.regions import RegionSet
 from cim.core.types import Clusters
 from cim.datasets.base import Dataset, Record
 from cim.prm.assign import assign_from_peaks, assign_from_points, read_points
-from cim.prm.evidence import class_evidence, complete, relative_peaks
+from cim.prm.evidence import PeakOptions, class_evidence, complete
 from cim.prm.fit import response_strength
-from cim.prm.network import Peaks, ResponseNet, find_peaks
+from cim.prm.network import Peaks, ResponseNet
 from cim.prm.photos import photo_batches
 from cim.storage.published import RegionSource, mat_from_clusters, open_clusters, published_names, write_pickle
 from cim.storage.store import Store
@@ -34,33 +34,6 @@ class AssignOptions:
     mean_mask_threshold: float = 0.7
     iou: float = 0.5
     background: Literal["touching", "rest"] = "touching"
-
-
-@dataclass(frozen=True)
-class PeakOptions:
-    """Which places count as peaks of a class, and what else is kept of its map.
-
-    Attributes:
-        rule: "value": above ``threshold``, or else the highest (published); "relative": at least ``fraction`` of the
-            highest, see :func:`cim.evidence.relative_peaks`.
-        maps: keep the maps of the tags and the trunk's response, for the evidence of first labels.
-    """
-
-    rule: Literal["value", "relative"] = "value"
-    threshold: float = 10.0
-    fraction: float = 0.7
-    maps: bool = False
-
-    def find(self, maps: Tensor, tags: Sequence[int]) -> Peaks:
-        """Peaks in enlarged maps [C, h, w]."""
-        if self.rule == "relative":
-            return relative_peaks(maps, tags, self.fraction)
-        return find_peaks(maps, tags, self.threshold)
-
-    def provenance(self) -> dict[str, Any]:
-        """What makes peaks differ; a published rule is named as it always was."""
-        rule = {"peak_threshold": self.threshold} if self.rule == "value" else {"peak_fraction": self.fraction}
-        return rule | ({"maps": True} if self.maps else {})
 
 
 # ---------------------------------------------------------------------- peaks

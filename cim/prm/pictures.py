@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -12,8 +13,9 @@ from cim.core.regions import RegionSet
 from cim.core.types import Clusters
 from cim.pictures.visualize import class_colour, shrink, side_by_side
 from cim.prm.assign import assign_from_peaks
+from cim.prm.evidence import PeakOptions
 from cim.prm.first_labels import AssignOptions
-from cim.prm.network import Peaks, ResponseNet, find_peaks, prepare_photo
+from cim.prm.network import Peaks, ResponseNet, prepare_photo
 from cim.prm.peak_response import peak_responses
 
 _PALE = (225, 225, 235)
@@ -26,7 +28,7 @@ def explain_photo(
     regions: RegionSet | None,
     classes: Sequence[str],
     *,
-    peak_threshold: float = 10.0,
+    peaks_of: PeakOptions,
     options: AssignOptions,
     side: int = 320,
 ) -> np.ndarray:
@@ -46,14 +48,10 @@ def explain_photo(
     image = prepare_photo(photo, net.image_size).to(next(net.parameters()).device)
     with torch.inference_mode():
         maps = net(image[None])[0]
-    peaks = find_peaks(maps, tags, peak_threshold)
+    peaks = peaks_of.find(maps, tags)
     responses = peak_responses(net, image, peaks.index)
     values = maps.float().cpu().numpy()
-    labels = (
-        None
-        if regions is None
-        else assign_from_peaks(regions, peaks, mean_mask_threshold=options.mean_mask_threshold, iou=options.iou)
-    )
+    labels = None if regions is None else assign_from_peaks(regions, peaks, **asdict(options))
     rows = []
     for tag in tags:
         mine = peaks.index[:, 0] == tag

@@ -23,14 +23,16 @@ class Length:
         epochs: rounds through the photos.
         visits: photos of a class that an average class is seen on, at least.
         step: share of the updates after which the learning rate falls.
-        least, most: limits of the number of updates.
+        stretch: factor on the result, for less or more training than the rule says.
+        least, most: limits of the number of updates before that.
     """
 
     epochs: float
     visits: float = 400.0
     step: float = 0.7
-    least: int = 200
+    least: int = 400
     most: int = 20_000
+    stretch: float = 1.0
 
     def updates(self, tags: Sequence[Sequence[int]], images_per_update: int) -> int:
         """How many updates of ``images_per_update`` photos.
@@ -40,11 +42,12 @@ class Length:
         """
         tagged = [found for found in tags if found]
         if not tagged:
-            return self.least
+            return max(round(self.stretch * self.least), 1)
         classes = len({tag for found in tagged for tag in found})
         per_photo = sum(map(len, tagged)) / len(tagged)
         images = max(self.epochs * len(tagged), self.visits * classes / per_photo)
-        return min(max(math.ceil(images / images_per_update), self.least), self.most)
+        updates = min(max(math.ceil(images / images_per_update), self.least), self.most)
+        return max(round(self.stretch * updates), 1)
 
     def steps(self, updates: int) -> tuple[int, ...]:
         """After which updates the learning rate falls."""

@@ -241,7 +241,9 @@ def schedule_of(train: TrainConfig, tags: Sequence[Sequence[int]] = ()) -> Sched
     """The engine's schedule of a config; with ``train.epochs``, for photos with these tags."""
     updates, steps = train.updates, train.step
     if train.epochs is not None:
-        length = Length(train.epochs, train.visits, train.step_share, train.least_updates, train.most_updates)
+        length = Length(
+            train.epochs, train.visits, train.step_share, train.least_updates, train.most_updates, train.stretch
+        )
         updates = length.updates(tags, train.images_per_update)
         steps = length.steps(updates)
     return Schedule(train.images_per_update, updates, steps, train.gamma, train.warmup_updates, train.warmup_factor)

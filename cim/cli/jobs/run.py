@@ -15,9 +15,9 @@ from cim.evaluation.coco_results import load_ground_truth
 from cim.labels.export import chosen_path, label_path
 
 BUDGETS = {  # changes to the light schedule
-    "quick": {"train.updates": 500, "train.step": [360]},  # and no Mask R-CNN: a short one is worse than its labels
+    "quick": {"train.stretch": 0.6},  # and no Mask R-CNN: a short one is worse than its labels
     "normal": {},
-    "long": {"train.updates": 2000, "train.step": [1500], "refine.updates": 4000, "refine.step": [3000]},
+    "long": {"train.stretch": 3, "refine.updates": 4000, "refine.step": [3000]},
 }
 
 

@@ -15,6 +15,7 @@ from cim.core.files import write_json
 from cim.core.regions import RegionSet
 from cim.evaluation.coco_results import to_coco
 from cim.inference.retrieval import Retrieval, instances_of_photo
+from cim.prm.evidence import PeakOptions
 from cim.prm.trained import open_net
 from cim.storage.published import having_proposals, open_regions
 
@@ -36,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
             if not isinstance(regions, RegionSet):
                 raise CimError("published grids have no masks", fix="import the .mat files")
             classes = record.tags if args.use_tags else None
-            found = instances_of_photo(net, record, regions, config.assign.peak_threshold, classes, Retrieval())
+            found = instances_of_photo(net, record, regions, PeakOptions.of(config.assign), classes, Retrieval())
         except CimError as error:
             logger.error("failed: %s: %s", record.path.name, error)
             failed += 1

@@ -10,7 +10,7 @@ from cim.config.device import resolve_device
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.core.errors import CimError
-from cim.engine import distributed
+from cim.engine.fit import distributed
 from cim.evaluation.verdicts import judge_masks, save_verdict
 from cim.inference.best_masks import best_masks
 from cim.inference.detections import Selection, detect, upload_name, write_upload

@@ -13,14 +13,8 @@ from cim.config.schema import Config, DataConfig
 from cim.core.errors import CimError
 from cim.core.parallel import StageReport, run_stage
 from cim.datasets.base import Dataset
-from cim.prm.first_labels import (
-    AssignOptions,
-    LabelStage,
-    PeakOptions,
-    export_label_assign,
-    peak_provenance,
-    store_peaks,
-)
+from cim.prm.evidence import PeakOptions
+from cim.prm.first_labels import AssignOptions, LabelStage, export_label_assign, peak_provenance, store_peaks
 from cim.prm.trained import open_net
 from cim.proposals.published_tree import Tree
 from cim.storage.published import having_proposals, open_regions
@@ -69,8 +63,7 @@ def label_from_peaks(args: argparse.Namespace, config: Config) -> int:
     dataset = build_dataset(config.data, split)
     checkpoint = args.checkpoint or RunPaths(config).prm_checkpoint
     net = open_net(config, dataset, checkpoint)
-    assign = config.assign
-    options = PeakOptions(assign.peak_rule, assign.peak_threshold, assign.peak_fraction, assign.evidence)
+    options = PeakOptions.of(config.assign)
     provenance = peak_provenance(net, checkpoint, options)
     store = Store.create(args.peaks or RunPaths(config).peaks(split), "peaks", provenance, args.overwrite)
     unreadable = store_peaks(

@@ -15,6 +15,7 @@ from cim.core.photo import read_photo
 from cim.core.regions import RegionSet
 from cim.pictures.photo_set import file_stems
 from cim.pictures.visualize import save_picture
+from cim.prm.evidence import PeakOptions
 from cim.prm.first_labels import AssignOptions
 from cim.prm.pictures import explain_photo
 from cim.prm.trained import open_net
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
             raise CimError(f"no such photo in {dataset.name}", expected="file names", found=", ".join(unknown[:3]))
         records = tuple(names[name] for name in args.photos)
     output = args.output or paths.pictures / "prm"
-    options = AssignOptions(config.assign.mean_mask_threshold, config.assign.iou)
+    options = AssignOptions(config.assign.mean_mask_threshold, config.assign.iou, config.assign.background)
     stems = file_stems({record.image_id: record.path for record in dataset})
     for record in tqdm(records, unit="image"):
         regions = source.load(record.image_id) if source is not None and source.has(record.image_id) else None
@@ -50,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
             record.tags,
             regions if isinstance(regions, RegionSet) else None,
             dataset.classes,
-            peak_threshold=config.assign.peak_threshold,
+            peaks_of=PeakOptions.of(config.assign),
             options=options,
         )
         save_picture(output / f"{stems[record.image_id]}.png", picture)
