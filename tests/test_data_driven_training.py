@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_prm_tools import tool, toy_config
+from doors import call_tool
+from test_prm_tools import toy_config
 
 from cim.cli.common import run
 from cim.config.build import build_dataset, build_model
@@ -43,7 +44,7 @@ def labelled(config: Config, tmp_path: Path) -> Config:
     save_config(config, tmp_path / "toy.yaml")
     train_prm(config)
     arguments = [str(tmp_path / "toy.yaml"), "--workers", "1"]
-    assert run(lambda: tool("pre/AGPL_label_assign.py").main(arguments)) == 0
+    assert run(lambda: call_tool("pre/AGPL_label_assign", *arguments)) == 0
     return config
 
 
@@ -65,7 +66,7 @@ def test_peaks_without_maps_are_told(labelled: Config, tmp_path: Path, capsys):
     arrays = store.load("p0.png")
     store.save("p0.png", **{name: arrays[name] for name in ("peaks", "values", "grid")})
     Store.open(Path(labelled.work_dir) / "first_labels", "clusters").path("p0.png").unlink()
-    assert run(lambda: tool("pre/AGPL_label_assign.py").main([str(tmp_path / "toy.yaml"), "--workers", "1"])) == 2
+    assert run(lambda: call_tool("pre/AGPL_label_assign", str(tmp_path / "toy.yaml"), "--workers", "1")) == 2
 
 
 def test_trains_as_long_as_the_rule_says_and_goes_on_where_it_stopped(labelled: Config):

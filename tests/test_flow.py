@@ -129,7 +129,7 @@ def test_run_folder_writes_one_resolved_config(tmp_path):
     photos.mkdir()
     args = arguments("--images", str(photos), "--output", str(tmp_path / "run"), "--budget", "quick")
     config = load_config(run_folder.write_config(args))
-    assert config.data.images == str(photos) and config.train.updates == 500 and config.data.val_images is None
+    assert config.data.images == str(photos) and config.train.stretch == 0.6 and config.data.val_images is None
 
 
 @pytest.mark.parametrize(("extra", "refined"), [([], True), (["--budget", "quick"], False), (["--no-refine"], False)])

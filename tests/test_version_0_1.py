@@ -123,6 +123,9 @@ def flat(values: dict, prefix: str = "") -> dict:
     return pairs
 
 
+CHANGED = {"folder_mobilenet": {"train.updates", "train.step"}}  # trains as long as a rule says (train.epochs)
+
+
 def test_configs_resolve_as_they_did(tmp_path):
     """Every setting of version 0.1 is there with its value; new ones may stand beside them."""
     expected = read(FIXTURES / "configs_0_1.json")
@@ -131,7 +134,7 @@ def test_configs_resolve_as_they_did(tmp_path):
     (tmp_path / "empty.yaml").write_text("name: cim\n")
     for name, own in {**expected, str(tmp_path / "empty.yaml"): {}}.items():
         found = flat(load_config(name).model_dump(mode="json"))
-        wanted = defaults | own
+        wanted = {key: value for key, value in (defaults | own).items() if key not in CHANGED.get(name, ())}
         assert {key: found.get(key, "no such key") for key in wanted} == wanted, name
 
 

@@ -148,9 +148,7 @@ class TrainConfig(Section):
     images_per_update: PositiveInt = 4
     updates: PositiveInt = 45000
     step: tuple[int, ...] = (30000,)
-    epochs: PositiveFloat | None = (
-        None  # instead of updates and step: so many rounds, or `visits` (cim/training/lengths.py)
-    )
+    epochs: PositiveFloat | None = None  # instead of updates and step: rounds, or `visits` (cim/training/lengths.py)
     visits: PositiveFloat = 400.0  # photos that an average class is seen on, at least
     step_share: float = Field(0.7, gt=0, le=1)  # of the updates, after which the rate falls
     least_updates: PositiveInt = 400  # limits of that rule

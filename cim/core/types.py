@@ -22,7 +22,7 @@ class Clusters:
         class_ids: int64 [N], -1 unlabelled, 0 background, 1..C foreground.
         cluster: int64 [N], cluster number from 1; 0 where unlabelled.
         evidence: float32 [N, C+1], 0..1, what speaks for a proposal as an instance of each class of the photo
-            (:func:`cim.evidence.class_evidence`; 1 for background and all other classes); None: not known.
+            (:func:`cim.prm.evidence.class_evidence`; 1 for background and all other classes); None: not known.
     """
 
     class_ids: np.ndarray

@@ -16,6 +16,7 @@ from cim.core.errors import CimError
 from cim.core.files import write_json
 from cim.datasets.base import Dataset, Record
 from cim.engine.checkpoints import check_same_run, load_checkpoint, save_checkpoint
+from cim.evaluation.verdicts import Verdict, judge_response
 from cim.prm.fit import HeldOut, cross_fit, fit_maps, pool_features
 from cim.prm.network import ResponseNet
 from cim.prm.photos import one_hot, photo_batches
@@ -77,6 +78,15 @@ def describe_held_out(seen: HeldOut, tags: Tensor, classes: Sequence[str]) -> di
         "average_precision": dict(zip(classes, precision, strict=True)),
         "share_of_photos": dict(zip(classes, tags.mean(0).tolist(), strict=True)),
     }
+
+
+def judge_held_out(told: dict[str, Any]) -> Verdict:
+    """The verdict on what :func:`describe_held_out` describes."""
+    classes = list(told["average_precision"])
+    precision = [told["average_precision"][name] for name in classes]
+    photos = [round(told["share_of_photos"][name] * told["photos"]) for name in classes]
+    values = np.array([np.nan if value is None else value for value in precision])
+    return judge_response(values, np.array(photos), told["photos"], classes)
 
 
 @torch.inference_mode()

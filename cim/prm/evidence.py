@@ -81,7 +81,7 @@ def class_evidence(regions: RegionSet, maps: np.ndarray, strength: np.ndarray) -
     """How well every proposal covers what speaks for each of T classes, float32 [N, T], the best one of a class 1.
 
     What speaks for a class at a place: the geometric mean of its map's positive part, as a share of the highest, and
-    the trunk's response (:func:`cim.prm_fit.response_strength`). How well a proposal covers it: the sum of it inside,
+    the trunk's response (:func:`cim.prm.fit.response_strength`). How well a proposal covers it: the sum of it inside,
     over everything that is inside or speaks for the class (intersection over union of soft masks).
 
     Args:
@@ -117,16 +117,16 @@ def complete(clusters: Clusters, evidence: np.ndarray, class_ids: Sequence[int])
         evidence: float32 [N, T].
         class_ids: T tags of the photo, 0..C-1.
     """
-    class_ids, cluster = clusters.class_ids.copy(), clusters.cluster.copy()
+    labels, cluster = clusters.class_ids.copy(), clusters.cluster.copy()
     for column, class_id in enumerate(class_ids):
-        if (class_ids == class_id + 1).any():
+        if (labels == class_id + 1).any():
             continue
-        alone = np.zeros(len(class_ids), bool)
+        alone = np.zeros(len(labels), bool)
         for other in class_ids:
-            rows = np.flatnonzero(class_ids == other + 1)
+            rows = np.flatnonzero(labels == other + 1)
             alone[rows] = len(rows) == 1
         if alone.all():
             continue
         best = int(np.where(alone, -1, evidence[:, column]).argmax())
-        class_ids[best], cluster[best] = class_id + 1, cluster.max() + 1
-    return Clusters(class_ids, cluster)
+        labels[best], cluster[best] = class_id + 1, cluster.max() + 1
+    return Clusters(labels, cluster)

@@ -21,7 +21,14 @@ from cim.prm.evidence import PeakOptions, class_evidence, complete
 from cim.prm.fit import response_strength
 from cim.prm.network import Peaks, ResponseNet
 from cim.prm.photos import photo_batches
-from cim.storage.published import RegionSource, mat_from_clusters, open_clusters, published_names, write_pickle
+from cim.storage.published import (
+    ClusterSource,
+    RegionSource,
+    mat_from_clusters,
+    open_clusters,
+    published_names,
+    write_pickle,
+)
 from cim.storage.store import Store
 
 AGPL = "cim labels CONFIG"
@@ -178,6 +185,20 @@ def points_file(folder: Path, record: Record) -> Path:
     """``<folder>/<photo's name>.txt``, or one of the published names of its id."""
     names = (record.path.stem, *published_names(record.image_id))
     return next((p for p in (folder / f"{name}.txt" for name in names) if p.is_file()), folder / f"{names[0]}.txt")
+
+
+def labelled_tags(dataset: Dataset, clusters: ClusterSource) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """How many photos have each tag, by class name, and the names of those where the tag has no first label."""
+    tags: dict[str, int] = {}
+    without: dict[str, list[str]] = {}
+    for record in dataset:
+        found = set(clusters.load(record.image_id).class_ids.tolist()) if clusters.has(record.image_id) else set()
+        for tag in record.tags:
+            name = dataset.classes[tag]
+            tags[name] = tags.get(name, 0) + 1
+            if tag + 1 not in found:
+                without.setdefault(name, []).append(record.path.name)
+    return tags, without
 
 
 def export_label_assign(clusters: Path, dataset: Dataset, path: Path) -> int:

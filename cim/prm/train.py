@@ -19,14 +19,17 @@ from cim.config.device import resolve_device
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, PRMConfig
 from cim.core.errors import CimError
-from cim.core.files import write_json
+from cim.core.files import read_json, write_json
 from cim.datasets.base import Dataset, Record
 from cim.engine.fit import FitOptions, Schedule, Source, fit
-from cim.prm.converge import converge
+from cim.evaluation.verdicts import save_verdict
+from cim.prm.converge import HELD_OUT, converge, judge_held_out
 from cim.prm.network import ResponseNet, build_response_net, load_response_net
 from cim.prm.photos import FeatureSource, PhotoSource, feature_cache, one_hot, photo_batches
 
 logger = logging.getLogger(__name__)
+
+STAGE = "response network"  # in verdicts.json
 
 
 def prm_step(
@@ -68,9 +71,14 @@ def train_prm(config: Config) -> Path:
     finished = (paths.prm_dir / "final.pth").is_file()
     metrics = paths.prm_dir / "metrics.json"
     if prm.fit == "converge":
+        if not _is_first():  # seconds of work: one process does it
+            return paths.prm_dir / "final.pth"
         final = converge(net, dataset, prm, paths.prm_dir, device, _describe(config, dataset))
         if not (finished and metrics.is_file()):
             _write_metrics(config, final, metrics, device)
+        verdict = judge_held_out(read_json(paths.prm_dir / HELD_OUT))
+        save_verdict(paths.verdicts, STAGE, verdict)
+        logger.info("%s", verdict.line(STAGE))
         return final
     cache = None
     if prm.frozen_trunk and not finished and _processes() == 1:
@@ -126,6 +134,8 @@ def _describe(config: Config, dataset: Dataset) -> dict[str, Any]:
     whole = config.model_dump(mode="json")
     keep = ("score", "optimizer", "backbone", "image_size", "upsample", "flip", "frozen_trunk", "train_norms", "epochs")
     settings = {name: whole["prm"][name] for name in keep} | {"photos_and_tags": dataset.digest}
+    if config.prm.fit != "sgd":  # which version 0.1 did not know
+        settings["fit"] = config.prm.fit
     if config.prm.fit == "converge":
         settings |= {"fit": "converge", "score": "mean"}
     return {"kind": "prm", "classes": list(dataset.classes), "config": whole, "settings": settings}

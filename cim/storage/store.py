@@ -71,6 +71,16 @@ class Store:
         write_json(root / MANIFEST, {"format": FORMAT, "kind": kind, "provenance": provenance}, indent=1)
         return cls(root, kind, provenance)
 
+    @staticmethod
+    def kind_at(root: str | Path) -> str | None:
+        """What the store in a folder holds; None where there is no store.
+
+        Raises:
+            CimError: damaged manifest.
+        """
+        path = Path(root) / MANIFEST
+        return read_json(path).get("kind") if path.is_file() else None
+
     @classmethod
     def open(cls, root: str | Path, kind: str, fix: str | None = None) -> Store:
         """An existing store.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cim.config.build import build_criterion, build_dataset, build_model, proposer_options, trunk_file
 from cim.config.device import resolve_device
 from cim.config.run_paths import RunPaths
-from cim.config.schema import Config, TrainConfig
+from cim.config.schema import Config, LossConfig, TrainConfig
 from cim.core.errors import CimError
 from cim.core.files import as_json, fingerprint
 from cim.core.types import Sample
@@ -28,6 +28,7 @@ from cim.models.cim_net import CIMNet, param_groups
 from cim.models.region_pool import RegionPool
 from cim.proposals.options import provenance
 from cim.storage.published import ClusterSource, RegionSource, lineage, open_clusters, open_regions
+from cim.storage.store import Store
 from cim.training.feature_cache import FeatureCache
 from cim.training.lengths import Length, balanced_order
 from cim.training.pictures import MinedPictures
@@ -36,6 +37,7 @@ from cim.training.samples import make_sample, overlaps_of
 
 logger = logging.getLogger(__name__)
 
+_LATER = {"evidence"}  # settings that version 0.1 did not know: its runs continue while these are at their defaults
 PREPARE = "cim train CONFIG --prepare prepares and trains"
 
 
@@ -50,7 +52,7 @@ class CIMSource:
         max_proposals: cap per image, see :func:`cim.training.samples.keep_best`.
         features: the frozen trunk's maps; needs ``flip`` off.
         pooled: what the light head makes of them, instead of these.
-        order: photos of one round, rare classes more often (:func:`cim.lengths.balanced_order`); None: each once.
+        order: photos of one round, rare classes more often (:func:`balanced_order`); None: each once.
     """
 
     dataset: Dataset
@@ -123,7 +125,7 @@ def _train(config: Config, device: torch.device) -> Path:
     source = CIMSource(dataset, regions, clusters, train.sides, train.flip, train.max_proposals)
     torch.manual_seed(train.seed)
     model = build_model(config, len(dataset.classes))
-    if pools(config):
+    if pools(config) and Store.kind_at(paths.features) != "features":  # maps of version 0.1 are used as they are
         calibrate(model, source, device)
         source = replace(source, pooled=cached_pooled(config, model, source, device))
     else:
@@ -270,7 +272,7 @@ def describe(config: Config, dataset: Dataset, regions: RegionSource) -> dict[st
     settings = {
         "model": {k: v for k, v in whole["model"].items() if k not in ("weights", "roi_align")},
         "mining": whole["mining"],
-        "loss": whole["loss"],
+        "loss": {k: v for k, v in whole["loss"].items() if k not in _LATER or v != LossConfig.model_fields[k].default},
         "sides": whole["train"]["sides"],
         "flip": whole["train"]["flip"],
         "max_proposals": whole["train"]["max_proposals"],

@@ -13,14 +13,24 @@ from cim.config.schema import Config, DataConfig
 from cim.core.errors import CimError
 from cim.core.parallel import StageReport, run_stage
 from cim.datasets.base import Dataset
+from cim.evaluation.verdicts import judge_first_labels, save_verdict
 from cim.prm.evidence import PeakOptions
-from cim.prm.first_labels import AssignOptions, LabelStage, export_label_assign, peak_provenance, store_peaks
+from cim.prm.first_labels import (
+    AssignOptions,
+    LabelStage,
+    export_label_assign,
+    labelled_tags,
+    peak_provenance,
+    store_peaks,
+)
 from cim.prm.trained import open_net
 from cim.proposals.published_tree import Tree
-from cim.storage.published import having_proposals, open_regions
+from cim.storage.published import having_proposals, open_clusters, open_regions
 from cim.storage.store import Store
 
 logger = logging.getLogger(__name__)
+
+STAGE = "first labels"  # in verdicts.json
 
 
 def main(args: argparse.Namespace) -> int:
@@ -126,4 +136,8 @@ def _label(
         logger.info("%d images in %s", export_label_assign(output, dataset, args.export), args.export)
     code = report.exit_code()
     logger.info("%s", output)
+    if (args.split or config.data.train_split) == config.data.train_split:
+        verdict = judge_first_labels(*labelled_tags(dataset, open_clusters(output)))
+        save_verdict(paths.verdicts, STAGE, verdict)
+        logger.info("%s", verdict.line(STAGE))
     return code
