@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class CimError(Exception):
@@ -36,10 +38,11 @@ class CimError(Exception):
             parts.append(f"to fix: {fix}")
         super().__init__(" ".join(line.strip() for line in "; ".join(parts).splitlines()))
 
-    def __reduce__(self):  # keyword arguments survive a trip through a worker process
+    def __reduce__(self) -> tuple[Callable[..., CimError], tuple[Any, ...]]:
+        # keyword arguments survive a trip through a worker process
         state = (self.message, self.path, self.expected, self.found, self.fix)
         return _rebuild, state
 
 
-def _rebuild(message, path, expected, found, fix) -> CimError:
+def _rebuild(message: str, path: str | Path | None, expected: object, found: object, fix: str | None) -> CimError:
     return CimError(message, path=path, expected=expected, found=found, fix=fix)

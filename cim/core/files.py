@@ -87,7 +87,7 @@ def write_text(path: str | Path, text: str) -> None:
 def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
     """Compressed NumPy archive, atomically."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # the stubs take any name for allow_pickle
 
 
 def file_state(path: str | Path) -> str:

@@ -77,7 +77,9 @@ def close_workers() -> None:
     get_reusable_executor(max_workers=1, reuse=True).shutdown(wait=True, kill_workers=True)
 
 
-def _outcomes(function, numbered: Iterable, workers: int, scheduler: str | None) -> Iterator[tuple[int, str | None]]:
+def _outcomes(
+    function: Callable[[Any], None], numbered: Iterable[tuple[int, Any]], workers: int, scheduler: str | None
+) -> Iterator[tuple[int, str | None]]:
     if scheduler is not None:
         yield from _on_dask(function, numbered, scheduler)
     elif workers <= 1:
@@ -91,7 +93,9 @@ def _outcomes(function, numbered: Iterable, workers: int, scheduler: str | None)
             raise CimError("a worker process was killed (no memory?)", fix=fix) from error
 
 
-def _on_dask(function, numbered: Iterable, address: str) -> Iterator[tuple[int, str | None]]:
+def _on_dask(
+    function: Callable[[Any], None], numbered: Iterable[tuple[int, Any]], address: str
+) -> Iterator[tuple[int, str | None]]:
     try:
         from dask.distributed import Client
     except ImportError:

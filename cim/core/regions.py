@@ -9,18 +9,20 @@ table. NumPy only; :func:`overlaps` also takes torch tensors on any device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
 from cim.core.errors import CimError
 from cim.core.files import write_npz
+from cim.core.types import RawRle
 
 GRID = 7  # side of the mask grids fed to MaskFuse (paper, section 3.3)
 _SPARSE_WORK, _SPARSE_SHARE = 1e8, 0.05  # multiplications from which, and share of ones below which, sparse pays
+_NO_SCORES: Any = None  # a RegionSet makes zeros of it
 _FLOAT32_EXACT = 2**24  # pixel counts above this need float64 to stay whole numbers
 
 
@@ -85,7 +87,11 @@ class RegionSet:
 
     atoms: np.ndarray
     members: np.ndarray
-    scores: np.ndarray = field(default=None)  # type: ignore[assignment]
+    scores: np.ndarray = _NO_SCORES
+
+    if TYPE_CHECKING:  # the dataclass makes it: what may be left out when a RegionSet is made is always there later
+
+        def __init__(self, atoms: np.ndarray, members: np.ndarray, scores: np.ndarray | None = None) -> None: ...
 
     def __post_init__(self) -> None:
         if self.atoms.ndim != 2 or self.members.ndim != 2:
@@ -172,7 +178,7 @@ class RegionSet:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
-        return self.atoms.shape  # type: ignore[return-value]
+        return self.atoms.shape
 
     @cached_property
     def atom_areas(self) -> np.ndarray:
@@ -289,7 +295,7 @@ class RegionSet:
         """bool [H, W] of an atom selection bool [A]."""
         return np.asarray(atoms, bool)[self.atoms]
 
-    def rles(self, index: np.ndarray | Sequence[int] | None = None) -> list[dict]:
+    def rles(self, index: np.ndarray | Sequence[int] | None = None) -> list[RawRle]:
         """COCO's uncompressed run lengths (column-major, first run counts zeros), one dict each."""
         chosen = self.members if index is None else self.members[np.asarray(index, dtype=np.int64)]
         column_major = self.atoms.ravel(order="F")
@@ -328,7 +334,11 @@ def load_members(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return _read(path, with_atoms=False)[:2]
 
 
-def _read(path: str | Path, with_atoms: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+@overload
+def _read(path: str | Path, with_atoms: Literal[True]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
+@overload
+def _read(path: str | Path, with_atoms: Literal[False]) -> tuple[np.ndarray, np.ndarray, np.ndarray, None]: ...
+def _read(path: str | Path, with_atoms: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     try:
         with np.load(path, allow_pickle=False) as file:
             count, atoms = (int(n) for n in file["shape"])
@@ -408,7 +418,7 @@ def _smallest(labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.uint32)
 
 
-def _runs(values: np.ndarray, starts: np.ndarray, pixels: int, size: tuple[int, int]) -> dict:
+def _runs(values: np.ndarray, starts: np.ndarray, pixels: int, size: tuple[int, int]) -> RawRle:
     changes = np.flatnonzero(values[1:] != values[:-1]) + 1
     edges = starts[changes]
     edges = (

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from cim.core.types import RawRle, Rle
+
 _AREAS_AT_ONCE = 255
 
 
-def as_rle(mask: Any, size: tuple[int, int]) -> dict[str, Any]:
+def as_rle(mask: Any, size: tuple[int, int]) -> Rle:
     """Compressed RLE (``counts`` as str) of polygons, uncompressed or compressed RLE.
 
     Raises:
@@ -21,17 +23,24 @@ def as_rle(mask: Any, size: tuple[int, int]) -> dict[str, Any]:
         if not mask or any(len(polygon) < 6 or len(polygon) % 2 for polygon in mask):
             raise ValueError("polygon with fewer than three points")
         rle = coco_mask.merge(coco_mask.frPyObjects(mask, int(size[0]), int(size[1])))
-        return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+        return {"size": list(rle["size"]), "counts": as_text(rle["counts"])}
     height, width = (int(n) for n in mask["size"])
     counts = mask["counts"]
     if isinstance(counts, list):
         if any(run < 0 for run in counts) or sum(counts) != height * width:
             raise ValueError("runs do not fill the mask")
-        counts = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+        return compressed([{"size": [height, width], "counts": counts}], (height, width))[0]
     return {"size": [height, width], "counts": _as_bytes(counts).decode("ascii")}
 
 
-def valid_rles(rles: Iterable[Mapping[str, Any]]) -> np.ndarray:
+def compressed(rles: list[RawRle], size: tuple[int, int]) -> list[Rle]:
+    """Uncompressed run lengths (at least one, all of one size) as compressed ones, ``counts`` as str."""
+    height, width = int(size[0]), int(size[1])
+    encoded: list[Rle] = coco_mask.frPyObjects(rles, height, width)  # type: ignore[arg-type]  # the stubs forget these
+    return [{"size": [height, width], "counts": as_text(rle["counts"])} for rle in encoded]
+
+
+def valid_rles(rles: Iterable[Rle]) -> np.ndarray:
     """Which compressed run lengths are whole, bool [n]: no foreign byte, no negative run, runs fill the image.
 
     The C decoder trusts its input and reads beyond the end of a damaged string, so this looks first. All strings
@@ -62,7 +71,7 @@ def valid_rles(rles: Iterable[Mapping[str, Any]]) -> np.ndarray:
     return good & _runs_fill(value, owner[finish], pixels)
 
 
-def mask_areas(rles: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def mask_areas(rles: Sequence[Rle]) -> np.ndarray:
     """Pixels of compressed run lengths, float64 [n].
 
     In portions, because pycocotools 2.0.11 with NumPy 2 refuses more than 255 masks at once.
@@ -87,6 +96,11 @@ def _runs_fill(value: np.ndarray, owner: np.ndarray, pixels: np.ndarray) -> np.n
     negative = np.bincount(owner, runs < 0, minlength=len(pixels)) > 0
     sums = np.bincount(owner, np.clip(runs, -1, 2**40).astype(np.float64), minlength=len(pixels))
     return ~negative & (sums == pixels)
+
+
+def as_text(counts: str | bytes) -> str:
+    """Compressed counts as json holds them."""
+    return counts if isinstance(counts, str) else counts.decode("ascii")
 
 
 def _as_bytes(counts: str | bytes) -> bytes:

@@ -28,7 +28,7 @@ class _Dtype:
         self.code = code
         self.dtype: np.dtype | None = None
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         order, subdtype, names, fields = state[1:5]
         if subdtype is not None or names is not None or fields is not None or order not in "<>|=":
             raise pickle.UnpicklingError("structured arrays are not admitted")
@@ -43,14 +43,14 @@ class _Dtype:
 class _Array(np.ndarray):
     """An array under construction; :func:`_plain` turns it into an ordinary one."""
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
         real = _real(dtype)
         if (real.kind == "O") != isinstance(data, list):
             raise pickle.UnpicklingError("array data does not fit its dtype")
         if isinstance(data, str):  # Python 2
             data = data.encode("latin1")
-        super().__setstate__((1, tuple(int(n) for n in shape), real, bool(fortran), data))
+        super().__setstate__((1, tuple(int(n) for n in shape), real, bool(fortran), data))  # type: ignore[arg-type]  # the stubs want np.bool
 
 
 def _real(dtype: Any) -> np.dtype:
@@ -91,7 +91,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _set(values: Any = ()) -> set:
+def _set(values: Any = ()) -> set[Any]:
     return set(values)
 
 
@@ -103,7 +103,7 @@ def _bytearray(*values: Any) -> bytearray:
     return bytearray(values[0]) if values and isinstance(values[0], bytes) else bytearray(_bytes(*values[:1]))
 
 
-def _ordered(values: Any = ()) -> OrderedDict:
+def _ordered(values: Any = ()) -> OrderedDict[Any, Any]:
     return OrderedDict(values)
 
 
@@ -165,6 +165,7 @@ def _plain(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
         return value
     if id(value) in seen:
         return seen[id(value)][1]
+    result: Any
     if isinstance(value, tuple):
         result = tuple(_plain(part, seen) for part in value)
     else:

@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
+
+if TYPE_CHECKING:  # the types of torch alone: this module does without it at run time
+    from torch import Tensor, device
+
+    from cim.core.regions import Overlaps
+
+
+class Rle(TypedDict):
+    """COCO's compressed run lengths of one mask: ``size`` [H, W]; ``counts`` str (bytes fresh from pycocotools)."""
+
+    size: list[int]
+    counts: str | bytes
+
+
+class RawRle(TypedDict):
+    """The same uncompressed: pixels of background and of mask in turn, column by column; the first may be 0."""
+
+    size: list[int]
+    counts: list[int]
 
 
 def _same_length(owner: object, **fields: Any) -> None:
@@ -60,22 +79,22 @@ class Sample:
     """
 
     image_id: int | str
-    image: Any
-    boxes: Any
-    grids: Any
-    members: Any
-    atom_areas: Any
-    atoms: Any
-    proposal: Any
-    tags: Any
-    class_ids: Any
-    cluster: Any
-    features: Any = None
-    overlaps: Any = None
-    evidence: Any = None
-    pooled: Any = None
+    image: Tensor
+    boxes: Tensor
+    grids: Tensor
+    members: Tensor
+    atom_areas: Tensor
+    atoms: Tensor
+    proposal: Tensor
+    tags: Tensor
+    class_ids: Tensor
+    cluster: Tensor
+    features: Tensor | None = None
+    overlaps: Overlaps | None = None
+    evidence: Tensor | None = None
+    pooled: Tensor | None = None
 
-    def to(self, device: Any) -> Sample:
+    def to(self, device: str | device) -> Sample:
         """The same with every tensor on ``device``."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if hasattr(v, "to")}
         if self.overlaps is not None:
@@ -94,10 +113,10 @@ class RoiScores:
         refine_iou: [K, N, C+1], sigmoid.
     """
 
-    cls: Any
-    det: Any
-    refine_cls: Any
-    refine_iou: Any
+    cls: Tensor
+    det: Tensor
+    refine_cls: Tensor
+    refine_iou: Tensor
 
 
 @dataclass(frozen=True)
@@ -112,11 +131,11 @@ class PseudoLabels:
         seeds: int64 [], how many seeds they grew from, over all classes (diagnostics).
     """
 
-    class_ids: Any
-    integrity: Any
-    weight: Any
-    mined: Any
-    seeds: Any = 0
+    class_ids: Tensor
+    integrity: Tensor
+    weight: Tensor
+    mined: Tensor
+    seeds: Tensor | int = 0
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,7 @@ class Instances:
     class_ids: np.ndarray
     score: np.ndarray
     boxes: np.ndarray
-    rles: list[dict]
+    rles: list[Rle]
     proposal: np.ndarray
 
     def __post_init__(self) -> None:
