@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from cim.core.run_lengths import as_text
+from cim.core.types import Rle
 
-def encode(mask: np.ndarray) -> dict[str, Any]:
+
+def encode(mask: np.ndarray) -> Rle:
     """Compressed COCO run lengths (``size`` [H, W], ``counts`` str) of a bool mask [H, W]."""
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+    return {"size": [int(side) for side in rle["size"]], "counts": as_text(rle["counts"])}
 
 
 def image_entry(image_id: int, file_name: str, size: tuple[int, int]) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def instance_entry(image_id: int, category_id: int, mask: np.ndarray) -> dict[st
     }
 
 
-def document(classes: Sequence[str], images: list[dict], annotations: list[dict]) -> dict[str, Any]:
+def document(classes: Sequence[str], images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
     """The whole json; categories are 1..C and annotations are numbered from 1."""
     categories = [{"id": number, "name": name, "supercategory": "none"} for number, name in enumerate(classes, 1)]
     numbered = [{"id": number, **entry} for number, entry in enumerate(annotations, 1)]

@@ -11,7 +11,7 @@ import io
 import shutil
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -104,8 +104,8 @@ class _Scene:
 
     def __init__(self, canvas: np.ndarray) -> None:
         self.canvas = canvas  # float32 [H, W, 3]
-        self.owner = np.full(canvas.shape[:2], -1)  # object number; -1 background and distractors
-        self.part = np.zeros(canvas.shape[:2], bool)
+        self.owner: np.ndarray = np.full(canvas.shape[:2], -1)  # object number; -1 background and distractors
+        self.part: np.ndarray = np.zeros(canvas.shape[:2], bool)
         self.class_ids: list[int] = []
         self.needed: list[tuple[float, float]] = []  # pixels of the object and of its part that must stay visible
 
@@ -146,7 +146,9 @@ class _Scene:
         return Picture(image, self.class_ids, masks, masks & self.part)
 
 
-def _window(frame: tuple[int, int], sprite: tuple[int, int], rng: np.random.Generator):
+def _window(
+    frame: tuple[int, ...], sprite: tuple[int, ...], rng: np.random.Generator
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Slices of the frame and of the sprite for a random place; up to 15 % of the sprite may stick out."""
     place, crop = [], []
     for size, length in zip(frame, sprite, strict=True):
@@ -162,7 +164,7 @@ def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray
     zones = [np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.05, 0.3), rng.uniform(0.35, 0.8))) for _ in "12"]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     horizon = height * rng.uniform(0.25, 0.75) + 6 * np.sin(x / width * rng.uniform(2, 9)) if rng.random() < 0.6 else -1
-    canvas = np.where((y < horizon)[..., None], zones[0], zones[1]).astype(np.float32)
+    canvas: np.ndarray = np.where((y < horizon)[..., None], zones[0], zones[1]).astype(np.float32)
     for cells in (4, 12, 40):
         blotches = rng.normal(0, 0.05, (cells, cells)).astype(np.float32)
         canvas += cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
@@ -179,8 +181,8 @@ def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray
 
 def _write(root: Path, counts: dict[str, int], seed: int) -> None:
     for number, (split, count) in enumerate(counts.items()):
-        images: list[dict] = []
-        instances: list[dict] = []
+        images: list[dict[str, Any]] = []
+        instances: list[dict[str, Any]] = []
         lines = ["image,labels"]
         for index in range(count):
             picture = draw_picture(index, np.random.default_rng([seed, number, index]))
@@ -202,7 +204,7 @@ def _write(root: Path, counts: dict[str, int], seed: int) -> None:
             _write_voc(root / "VOC2012" / "annotations", split, images, instances)
 
 
-def _write_voc(folder: Path, split: str, images: list[dict], instances: list[dict]) -> None:
+def _write_voc(folder: Path, split: str, images: list[dict[str, Any]], instances: list[dict[str, Any]]) -> None:
     def voc_id(number: int) -> int:
         return 2030_000000 + number
 
@@ -212,7 +214,7 @@ def _write_voc(folder: Path, split: str, images: list[dict], instances: list[dic
     write_json(folder / f"voc_2012_{name}.json", document(CLASSES, images, instances))
 
 
-def _instances(image_id: int, picture: Picture) -> list[dict]:
+def _instances(image_id: int, picture: Picture) -> list[dict[str, Any]]:
     """Annotations; ``part`` is an addition to COCO's format: the visible pixels of the telling part."""
     return [
         {**instance_entry(image_id, class_id + 1, mask), "part": encode(part)}

@@ -151,7 +151,8 @@ def _from_tags(images: Path, tags: Path) -> Listing:
 
 
 def _from_csv(images: Path, path: Path) -> Listing:
-    finder, seen, photos = PhotoFinder(images), {}, []
+    finder, photos = PhotoFinder(images), []
+    seen: dict[Path, int] = {}
     for line, name, labels in csv_rows(path):
         where = f"{path}, line {line}"
         if not name:
@@ -169,7 +170,8 @@ def _from_csv(images: Path, path: Path) -> Listing:
 
 
 def _from_tag_file(images: Path, file: TagFile) -> Listing:
-    finder, seen, photos = PhotoFinder(images), {}, []
+    finder, photos = PhotoFinder(images), []
+    seen: dict[Path, str] = {}
     for image in file.images:
         photo = finder.find(image.file_name, str(file.path))
         if photo in seen:

@@ -122,8 +122,8 @@ def lineage(provenance: dict[str, Any]) -> dict[str, Any]:
 class RegionSource(Protocol):
     """Proposals by image id, whatever file they come from."""
 
-    provenance: dict[str, Any]
-
+    @property
+    def provenance(self) -> dict[str, Any]: ...
     def has(self, image_id: int | str) -> bool: ...
     def load(self, image_id: int | str) -> RegionSet | PublishedProposals: ...
 
@@ -166,6 +166,10 @@ class StoredGrids:
         )
 
 
+# COB's contour network was trained on PASCAL's boundary annotations, which are drawn from masks.
+COB_PROVENANCE = {"source": "published cob pickle", "maker": "COB", "trained_on_masks": True}
+
+
 @dataclass(frozen=True)
 class CobPickle:
     """A published ``cob/*.pkl``, whole in memory (about 60 bytes per proposal: COCO's 118,287 images take GBs;
@@ -175,7 +179,7 @@ class CobPickle:
     provenance: dict[str, Any] = field(default_factory=lambda: dict(COB_PROVENANCE))
 
     @cached_property
-    def _content(self) -> dict[str, list]:
+    def _content(self) -> dict[str, list[Any]]:
         return read_lists(self.path, ("indexes", "masks", "boxes", "scores"))
 
     @cached_property
@@ -202,10 +206,6 @@ class CobPickle:
             self.path,
             self.path.resolve().parent.parent,
         )
-
-
-# COB's contour network was trained on PASCAL's boundary annotations, which are drawn from masks.
-COB_PROVENANCE = {"source": "published cob pickle", "maker": "COB", "trained_on_masks": True}
 
 
 def open_regions(path: str | Path) -> RegionSource:
@@ -242,8 +242,8 @@ def having_proposals(dataset: Dataset, source: RegionSource) -> Dataset:
 class ClusterSource(Protocol):
     """First labels by image id, and what is known about who made them from which proposals."""
 
-    provenance: dict[str, Any]
-
+    @property
+    def provenance(self) -> dict[str, Any]: ...
     def has(self, image_id: int | str) -> bool: ...
     def load(self, image_id: int | str) -> Clusters: ...
 
@@ -279,7 +279,7 @@ class LabelAssignPickle:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def _content(self) -> dict[str, list]:
+    def _content(self) -> dict[str, list[Any]]:
         return read_lists(self.path, ("indexes", "mat"))
 
     @cached_property
@@ -355,7 +355,7 @@ def read_detections_pickle(path: str | Path) -> dict[int | str, dict[str, np.nda
     return result
 
 
-def read_lists(path: str | Path, keys: tuple[str, ...]) -> dict[str, list]:
+def read_lists(path: str | Path, keys: tuple[str, ...]) -> dict[str, list[Any]]:
     """A published dict of lists that run over the images.
 
     Raises:
@@ -378,14 +378,16 @@ def plain_id(value: Any) -> int | str:
     return int(value) if str(value).isdigit() else str(value)
 
 
-def _rows(indexes: list, path: Path) -> dict[str, int]:
+def _rows(indexes: list[Any], path: Path) -> dict[str, int]:
     rows = {str(plain_id(image_id)): row for row, image_id in enumerate(indexes)}
     if len(rows) < len(indexes):
         raise CimError("an image is listed twice", path=path, found=f"{len(indexes)} entries, {len(rows)} images")
     return rows
 
 
-def _proposals(boxes, grids, scores, image_id, path, data_dir: str | Path | None) -> PublishedProposals:
+def _proposals(
+    boxes: Any, grids: Any, scores: Any, image_id: int | str, path: Path, data_dir: str | Path | None
+) -> PublishedProposals:
     boxes, grids = np.asarray(boxes), np.asarray(grids)
     if boxes.size == 0:  # no proposals: the shapes of empty lists are free
         boxes, grids = np.zeros((0, 4), np.float32), np.zeros((0, GRID, GRID), bool)

@@ -112,7 +112,10 @@ def _unpack(path: Path, about: dict[str, Any], arrays: Any) -> TagFile:
         ends = f"{name}_ends"
         return Texts(arrays[name], arrays[ends]) if ends in arrays else arrays[name]
 
-    table = TagTable(*map(column, ("ids", "heights", "widths", "names")), arrays["tags"], arrays["tag_ends"])
+    names = column("names")
+    if not isinstance(names, Texts):
+        raise ValueError("file names that are no texts")
+    table = TagTable(column("ids"), column("heights"), column("widths"), names, arrays["tags"], arrays["tag_ends"])
     classes, category_ids = tuple(about["classes"]), tuple(about["category_ids"])
     if len(classes) != len(category_ids) or not set(np.unique(table.tags)) <= set(range(len(classes))):
         raise ValueError("tags that do not fit the classes")

@@ -23,7 +23,7 @@ class _Pair(NamedTuple):
     category_id: Any
 
 
-_KINDS = {
+_KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "images": {"id": (int, str), "file_name": str, "height": (int, type(None)), "width": (int, type(None))},
     "categories": {"id": int, "name": str},
 }

@@ -63,7 +63,11 @@ def read_lists(
             text.expect(":")
             if key in names and text.next() != "[":
                 raise Unusual(f"no list {key}")
-            found[key] = list(text.entries()) if key in names else text.skip()
+            if key in names:
+                found[key] = list(text.entries())
+            else:
+                found[key] = None
+                text.skip()
             separator = text.take()
         if separator != "}" or text.next():
             raise Unusual("no end of the object, or text after it")
@@ -74,14 +78,17 @@ class _Text:
     """The rest of a file, as much of it as is needed in memory."""
 
     def __init__(self, file: BinaryIO, decoder: json.JSONDecoder, read: Callable[[int], Any]) -> None:
-        self._file, self._parse, self._read = file, decoder.scan_once, read
+        self._file, self._read = file, read
+        self._parse = decoder.scan_once  # type: ignore[attr-defined]  # the stubs lack it
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._text, self._at, self._ended = "", 0, False
 
     def next(self) -> str:
         """The next character that is no space; "" at the end. It stays."""
         while True:
-            self._at = _SPACE.match(self._text, self._at).end()
+            space = _SPACE.match(self._text, self._at)
+            assert space is not None  # no space is a match, too
+            self._at = space.end()
             if self._at < len(self._text) or self._ended:
                 return self._text[self._at : self._at + 1]
             self._more()
