@@ -210,7 +210,7 @@ def diagnostics(labels: list[PseudoLabels | None]) -> dict[str, Tensor]:
     for k, found in enumerate(labels):
         if found is None:
             continue
-        values[f"seeds{k}"] = found.seeds.float()
+        values[f"seeds{k}"] = torch.as_tensor(found.seeds, device=found.mined.device).float()
         values[f"mined{k}"] = found.mined.sum().float()
         values[f"labelled{k}"] = (found.class_ids > 0).float().mean()
         values[f"background{k}"] = (found.class_ids == 0).float().mean()

@@ -115,7 +115,7 @@ class CIMMiner(PresentClassMiner):
         big = None
         if self.containment or self.big_as_background:
             big = find_big(overlaps.containment, self.contain_threshold, self.big_fraction)  # step 1
-        if self.containment:
+        if self.containment and big is not None:
             mined = find_complete(overlaps.containment, self.contain_threshold, big, d, row, seed)  # step 3
         else:
             mined = marked(s, row, seed)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -211,8 +211,9 @@ def _tiny() -> Trunk:
         layers: list[nn.Module] = []
         for below, above, stride in widths:
             layers += [nn.Conv2d(below, above, 3, stride, 1, bias=False), nn.BatchNorm2d(above), nn.ReLU(inplace=True)]
-        for conv in layers[::3]:
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         return nn.Sequential(OrderedDict(features=nn.Sequential(*layers)))
 
     def download() -> dict[str, Tensor]:
@@ -250,7 +251,8 @@ def _timm_trunk(name: str) -> Trunk:
     return Trunk(partial(_timm_model, name), stride, features.shape[1], (), download, stride, _FEATURES)
 
 
-def _timm_model(name: str) -> nn.Module:
+def _timm_model(name: str) -> Any:
+    """A module that also has timm's ``forward_features``."""
     import timm
 
     return timm.create_model(name, pretrained=False, num_classes=0)

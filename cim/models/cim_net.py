@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from cim.core.types import RoiScores, Sample
@@ -46,13 +48,14 @@ class CIMNet(nn.Module):
 
 def param_groups(
     model: nn.Module, *, lr: float, bias_lr_factor: float, momentum: float, weight_decay: float
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """SGD groups of what is trained: weights, and biases at their own rate without decay (METHOD section 7)."""
-    weights, biases = [], []
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
     for name, value in model.named_parameters():
         if value.requires_grad:
             (biases if name.rpartition(".")[2] == "bias" else weights).append(value)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": weights, "lr": lr, "momentum": momentum, "weight_decay": weight_decay},
         {"params": biases, "lr": lr * bias_lr_factor, "momentum": momentum, "weight_decay": 0.0},
     ]

@@ -163,7 +163,13 @@ class WeightedRoIHeads(RoIHeads):
     """Torchvision's second stage; where targets carry ``weights`` (float [n], per instance), a region's box, class
     and mask loss is multiplied by the weight of the instance it belongs to. Background regions weigh 1."""
 
-    def forward(self, features, proposals, image_shapes, targets=None):
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """As in torchvision; losses or detections."""
         if not self.training or targets is None or "weights" not in targets[0]:
             return super().forward(features, proposals, image_shapes, targets)

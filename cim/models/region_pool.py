@@ -31,6 +31,10 @@ class RegionPool(nn.Module):
         dropout: share of the hidden units dropped in training.
     """
 
+    axes: Tensor  # [D, d]
+    centre: Tensor  # [2 d]
+    spread: Tensor  # [2 d]
+
     def __init__(
         self, parts: Sequence[int], axes: Sequence[int], hidden: int = 512, ring: int = 2, dropout: float = 0.3
     ) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -202,8 +202,8 @@ def write_cob(tasks: list[Task], output: Path, run: Run, overwrite: bool = False
     return report
 
 
-def _cob_content(store: Store, image_ids: list[int | str]) -> dict[str, list]:
-    content: dict[str, list] = {"indexes": image_ids, "masks": [], "boxes": [], "scores": []}
+def _cob_content(store: Store, image_ids: list[int | str]) -> dict[str, list[Any]]:
+    content: dict[str, list[Any]] = {"indexes": image_ids, "masks": [], "boxes": [], "scores": []}
     for image_id in image_ids:
         arrays = store.load(image_id)
         content["masks"].append(arrays["grids"])

@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from cim.core.regions import RegionSet
+from cim.core.types import Rle
 
 COUNTS = (10, 30, 100, 300, 1000)
 IOUS = (0.5, 0.7, 0.75)
@@ -62,7 +63,7 @@ def measure(
     areas = regions.areas[order]
     inter = regions.project(masks) @ members
     iou = inter / np.maximum(objects[:, None] + areas[None] - inter, 1)
-    covered = (regions.project(masks.any(0)[None]) @ members)[0] if len(masks) else np.zeros(len(regions))
+    covered = (regions.project(np.asarray(masks.any(0))[None]) @ members)[0] if len(masks) else np.zeros(len(regions))
     kinds = classify(inter, iou, objects, areas, covered)
     best = [iou[:, :n].max(1, initial=0) for n in counts]
     composition = [np.bincount(kinds[:n], minlength=len(KINDS)) for n in counts]
@@ -138,7 +139,7 @@ def summarise(measured: Iterable[ImageQuality], names: dict[int, str]) -> dict[s
     }
 
 
-def decode_masks(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
+def decode_masks(rles: Sequence[Rle], size: tuple[int, int]) -> np.ndarray:
     """bool [M, H, W] from compressed COCO run lengths; [0, H, W] from none."""
     if not len(rles):
         return np.zeros((0, *size), bool)
@@ -155,7 +156,8 @@ def _recall(best: np.ndarray, counts: Sequence[int]) -> dict[int, dict[str, floa
 
 
 def _by_size(areas: np.ndarray) -> dict[str, np.ndarray]:
-    chosen, low = {}, 0
+    chosen: dict[str, np.ndarray] = {}
+    low: float = 0
     for name, high in SIZES.items():
         chosen[name] = (areas >= low) & (areas < high)
         low = high

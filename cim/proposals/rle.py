@@ -17,6 +17,7 @@ import numpy as np
 
 from cim.core.errors import CimError
 from cim.core.regions import RegionSet
+from cim.core.types import Rle
 
 _CHUNK = 1 << 20
 _BETWEEN = re.compile(r"[\s,]*")
@@ -42,7 +43,8 @@ class RleFile:
         Raises:
             CimError: missing, not json, or entries without image_id and segmentation.
         """
-        path, places = Path(path), {}
+        path = Path(path)
+        places: dict[int | str, list[tuple[int, int]]] = {}
         for number, (entry, offset, length) in enumerate(_entries(path)):
             if not isinstance(entry, dict) or not {"image_id", "segmentation"} <= entry.keys():
                 found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
@@ -94,7 +96,7 @@ def read_entries(
     return RegionSet.from_masks(_decode(rles, image_id, path), scores)
 
 
-def _decode(rles: list[dict], image_id: int | str, path: Path) -> np.ndarray:
+def _decode(rles: list[Rle], image_id: int | str, path: Path) -> np.ndarray:
     from pycocotools import mask as coco_mask
 
     try:
@@ -103,7 +105,7 @@ def _decode(rles: list[dict], image_id: int | str, path: Path) -> np.ndarray:
         raise CimError(f"damaged mask of image {image_id}", path=path, found=error) from error
 
 
-def _as_rle(segmentation: Any, size: tuple[int, int] | None, where: str, path: Path) -> dict:
+def _as_rle(segmentation: Any, size: tuple[int, int] | None, where: str, path: Path) -> Rle:
     """Compressed RLE of a compressed RLE, an uncompressed RLE or a list of polygons."""
     from pycocotools import mask as coco_mask
 
@@ -125,6 +127,12 @@ def _as_rle(segmentation: Any, size: tuple[int, int] | None, where: str, path: P
         raise CimError(f"bad mask: {where}", path=path, found=" ".join(str(error).split())) from error
 
 
+def _skip(text: str, at: int) -> int:
+    """Where the next value begins, at or after ``at``."""
+    found = _BETWEEN.match(text, at)
+    return at if found is None else found.end()
+
+
 def _entries(path: Path) -> Iterator[tuple[Any, int, int]]:
     """(value, byte offset, length) of every element of the list, holding little more than one chunk of text.
 
@@ -134,12 +142,12 @@ def _entries(path: Path) -> Iterator[tuple[Any, int, int]]:
     try:
         with open(path, encoding="latin1", newline="") as file:
             text, start = file.read(_CHUNK), 0  # text[at:] is still to do; text begins at byte `start`
-            at = _BETWEEN.match(text).end()
+            at = _skip(text, 0)
             if text[at : at + 1] != "[":
                 raise CimError("not a proposals file", path=path, expected=_EXPECTED, found=repr(text[at : at + 20]))
             at += 1
             while True:
-                at = _BETWEEN.match(text, at).end()
+                at = _skip(text, at)
                 if text[at : at + 1] == "]":
                     return
                 try:

@@ -5,8 +5,10 @@ Better than grouping, but no longer learnt from tags alone: docs/PROPOSALS.md sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +84,7 @@ class SamProposer:
         return RegionSet(enlarge(regions.atoms, photo.shape[:2]), regions.members, regions.scores)
 
 
-def _load(checkpoint: str, device: str):
+def _load(checkpoint: str, device: str) -> Callable[..., dict[str, Any]]:
     try:
         from transformers import pipeline
     except ImportError:
@@ -99,7 +101,7 @@ def _load(checkpoint: str, device: str):
         ) from error
 
 
-def _regions(masks: list, scores: np.ndarray, size: tuple[int, int], options: SamOptions) -> RegionSet:
+def _regions(masks: list[Any], scores: np.ndarray, size: tuple[int, int], options: SamOptions) -> RegionSet:
     """Masks [H, W] each (arrays or tensors) within the size limits, best first."""
     order = np.argsort(-scores, kind="stable")
     areas = np.array([int(masks[i].sum()) for i in order], np.int64)

@@ -58,6 +58,7 @@ class ProposalStage:
             write_cob_mat(self._mat_path(record), regions, self.mat_layout)
 
     def _mat_path(self, record: Record) -> Path:
+        assert self.mat is not None  # whoever asks has looked
         return self.mat / f"{record.path.stem}.mat"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import higra as hg
@@ -117,7 +118,8 @@ def segment_means(channels: np.ndarray, labels: np.ndarray, areas: np.ndarray) -
     return np.stack(sums, 1) / areas[:, None]
 
 
-def _segment(strength: np.ndarray, count: int):
+def _segment(strength: np.ndarray, count: int) -> tuple[Any, Any, np.ndarray]:
+    """Higra's graphs of the pixels and of the segments, and the segment of every pixel, int64 [h, w]."""
     graph = hg.get_4_adjacency_graph(strength.shape)
     weights = hg.weight_graph(graph, strength.astype(np.float64), hg.WeightFunction.mean)
     tree, altitudes = hg.watershed_hierarchy_by_volume(graph, weights)
@@ -152,8 +154,12 @@ def _sampler(size: tuple[int, int], labels: np.ndarray, areas: np.ndarray) -> sp
     (low_y, high_y, part_y), (low_x, high_x, part_x) = (
         _taps(old, new) for old, new in zip(size, labels.shape, strict=True)
     )
-    corners = ((low_y, 1 - part_y, low_x, 1 - part_x), (low_y, 1 - part_y, high_x, part_x))
-    corners += ((high_y, part_y, low_x, 1 - part_x), (high_y, part_y, high_x, part_x))
+    corners = (
+        (low_y, 1 - part_y, low_x, 1 - part_x),
+        (low_y, 1 - part_y, high_x, part_x),
+        (high_y, part_y, low_x, 1 - part_x),
+        (high_y, part_y, high_x, part_x),
+    )
     cells = np.concatenate([(y[:, None] * size[1] + x).ravel() for y, _, x, _ in corners])
     weights = np.concatenate([(wy[:, None] * wx).ravel() for _, wy, _, wx in corners])
     rows = np.tile(labels.ravel(), 4)
