@@ -81,7 +81,7 @@ def build_model(config: Config, num_classes: int) -> CIMNet:
         if len(model.axes) != len(backbone.parts):
             expected = f"{len(backbone.parts)} numbers, one per part of {model.backbone}"
             raise CimError("model.axes does not fit the trunk", expected=expected, found=list(model.axes))
-        head = RegionPool(backbone.parts, model.axes, model.hidden)
+        head: MaskFuse | RegionPool = RegionPool(backbone.parts, model.axes, model.hidden)
     else:
         head = MaskFuse(backbone.channels, backbone.stride, model.hidden, model.roi_align)
     return CIMNet(backbone, head, Predictor(head.width, num_classes, model.refinements))

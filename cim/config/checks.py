@@ -30,6 +30,7 @@ from cim.storage.published import (
     open_regions,
 )
 
+State = Literal["ok", "missing", "damaged", "note"]
 PURPOSES = ("training", "evaluation", "export")
 _SAMPLE = 25  # artefacts opened, evenly spread, unless all are asked for
 
@@ -48,7 +49,7 @@ class Finding:
 
     purposes: tuple[str, ...]
     what: str
-    state: Literal["ok", "missing", "damaged", "note"]
+    state: State
     detail: str = ""
     fix: str = ""
 
@@ -134,7 +135,7 @@ def _check_photos(dataset: Dataset, wanted: tuple[str, ...], how: Thoroughness) 
     looked = "decoded" if how.deep else "looked at the headers; --deep decodes them"
     if not report.failed:
         return Finding(wanted, what, "ok", f"all {len(records)} {looked}")
-    state = "missing" if missing == len(report.failed) else "damaged"
+    state: State = "missing" if missing == len(report.failed) else "damaged"
     detail = (
         f"{missing} of {len(records)} missing, {len(report.failed) - missing} damaged: {_few(report.failed.values())}"
     )

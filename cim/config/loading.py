@@ -91,7 +91,7 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merged(_with_bases(below, (*seen, path)), values)
 
 
-def _merged(below: dict, above: dict) -> dict:
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -99,7 +99,7 @@ def _merged(below: dict, above: dict) -> dict:
     return result
 
 
-def _assign(values: dict, keys: list[str], value: Any) -> None:
+def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         inner = values.setdefault(key, {})
         if not isinstance(inner, dict):

@@ -49,12 +49,12 @@ class ProposalConfig(Section):
     """How proposals are made when none are given (docs/PROPOSALS.md)."""
 
     method: Literal["grouping", "sam"] = "grouping"
-    max_proposals: int = Field(1000, ge=1)
+    max_proposals: int = Field(default=1000, ge=1)
     deep_features: bool = True  # group with the features of an ImageNet trunk as well as with colour
     backbone: Literal["mobilenet_v2", "resnet50_c5"] = "mobilenet_v2"  # that trunk
     weights: str | None = None  # its file; None: the library's own ImageNet weights
-    min_area: float = Field(0.0008, ge=0, le=1)  # size limits, fractions of the picture
-    max_area: float = Field(0.9, ge=0, le=1)
+    min_area: float = Field(default=0.0008, ge=0, le=1)  # size limits, fractions of the picture
+    max_area: float = Field(default=0.9, ge=0, le=1)
     sam_checkpoint: str | None = None  # hub name or folder, e.g. facebook/sam-vit-base
 
 
@@ -89,11 +89,11 @@ class AssignConfig(Section):
 
     peak_rule: Literal["value", "relative"] = "value"  # published: peaks above a value; or a share of the highest
     peak_threshold: FiniteFloat = 10.0  # value
-    peak_fraction: float = Field(0.7, ge=0, le=1)  # relative: of the highest peak of the class in that photo
+    peak_fraction: float = Field(default=0.7, ge=0, le=1)  # relative: of the highest peak of the class in that photo
     background: Literal["touching", "rest"] = "touching"  # proposals without a class: those near one (published), all
     evidence: bool = False  # keep what the class maps say of every proposal, for loss.evidence
-    mean_mask_threshold: float = Field(0.7, ge=0, le=1)
-    iou: float = Field(0.5, ge=0, le=1)
+    mean_mask_threshold: float = Field(default=0.7, ge=0, le=1)
+    iou: float = Field(default=0.5, ge=0, le=1)
     points: str | None = None  # folder of `x y class confidence` files: CIM-p
 
 
@@ -105,7 +105,7 @@ class ModelConfig(Section):
     head: Literal["mask_fuse", "region_pool"] = "mask_fuse"  # region_pool: light, for frozen trunks
     hidden: PositiveInt = 4096  # width of the two fully connected layers
     axes: tuple[PositiveInt, ...] = (64,)  # region_pool: principal axes kept of each part of the trunk's features
-    refinements: int = Field(3, ge=1)  # K
+    refinements: int = Field(default=3, ge=1)  # K
     roi_align: Literal["torchvision", "mmcv"] = "torchvision"
     freeze: Literal["published", "all", "none"] = "published"  # how much of the trunk is not trained
 
@@ -124,7 +124,9 @@ class MiningConfig(Section):
     anti_noise: bool = True  # sampling, step 5
     containment: bool = True
     cluster_seeds: bool = False  # seeds from PCL's score clusters instead of step 2
-    background_iou: float = Field(0.0, ge=0, le=1)  # mask IoU with all mined below this: ignored, not background
+    background_iou: float = Field(
+        default=0.0, ge=0, le=1
+    )  # mask IoU with all mined below this: ignored, not background
     integrity: bool = True  # the integrity (IoU) branch
 
 
@@ -138,7 +140,7 @@ class LossConfig(Section):
     bag: float = 1.0
     first_branch: float = 3.0  # factor on the weights w of branch 0
     first_labels: bool = True
-    evidence: float = Field(0.0, ge=0)  # power of the evidence of first labels in the first instance scores
+    evidence: float = Field(default=0.0, ge=0)  # power of the evidence of first labels in the first instance scores
     stable: bool = False  # gradients where the published program's clamp stops them (cim/mining/losses.py)
 
 
@@ -150,7 +152,7 @@ class TrainConfig(Section):
     step: tuple[int, ...] = (30000,)
     epochs: PositiveFloat | None = None  # instead of updates and step: rounds, or `visits` (cim/training/lengths.py)
     visits: PositiveFloat = 400.0  # photos that an average class is seen on, at least
-    step_share: float = Field(0.7, gt=0, le=1)  # of the updates, after which the rate falls
+    step_share: float = Field(default=0.7, gt=0, le=1)  # of the updates, after which the rate falls
     least_updates: PositiveInt = 400  # limits of that rule
     most_updates: PositiveInt = 20000
     stretch: PositiveFloat = 1.0  # times what the rule says: less or more training
@@ -167,7 +169,7 @@ class TrainConfig(Section):
     warmup_factor: float = 1 / 3
     rescale_momentum: bool = True
     clip_grad: float | None = None
-    sides: tuple[PositiveInt, ...] = Field((480, 576, 688, 864, 1200), min_length=1)  # long side, pixels
+    sides: tuple[PositiveInt, ...] = Field(default=(480, 576, 688, 864, 1200), min_length=1)  # long side, pixels
     flip: bool = True
     max_proposals: PositiveInt = 1000
     cache_features: bool = False  # frozen trunk, no flips: compute its maps once (data.features)
@@ -182,7 +184,7 @@ class TrainConfig(Section):
 class InferConfig(Section):
     """Inference and selection (METHOD section 8)."""
 
-    sides: tuple[PositiveInt, ...] = Field((480, 576, 688, 864, 1200), min_length=1)
+    sides: tuple[PositiveInt, ...] = Field(default=(480, 576, 688, 864, 1200), min_length=1)
     flip: bool = True
     score_threshold: float = 1e-5
     nms: Literal["box", "mask"] = "box"
@@ -194,7 +196,7 @@ class InferConfig(Section):
 class ExportConfig(Section):
     """Pseudo labels (METHOD section 8, docs/EXPORT.md)."""
 
-    threshold: float = Field(0.3, ge=0, le=1)
+    threshold: float = Field(default=0.3, ge=0, le=1)
     threshold_kind: Literal["absolute", "quantile"] = "absolute"  # quantile: share left out, class by class
     tags_first: bool = False  # other classes take none of an image's places (infer.max_per_image); published: they do
     keep_best_per_tag: bool = False  # at least one instance for every tag of an image
@@ -210,12 +212,12 @@ class RefineConfig(Section):
     backbone: Literal["resnet50_fpn", "mobilenet_fpn"] = "resnet50_fpn"  # mobilenet_fpn: small, for a CPU
     weights: str | None = None  # file with ImageNet weights; None: the library's own
     images_per_update: PositiveInt = 16
-    micro_batch: int = Field(2, ge=1)  # images per pass through the network; memory grows with it
+    micro_batch: int = Field(default=2, ge=1)  # images per pass through the network; memory grows with it
     updates: PositiveInt = 18000
     step: tuple[int, ...] = (12000, 16000)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.02
-    trunk_lr_factor: float = Field(1.0, gt=0)  # the trunk's rate as a fraction of lr
+    trunk_lr_factor: float = Field(default=1.0, gt=0)  # the trunk's rate as a fraction of lr
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_updates: NonNegativeInt = 500

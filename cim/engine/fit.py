@@ -35,7 +35,7 @@ def fit(
     source: Source,
     step: StepFn,
     *,
-    param_groups: list[dict],
+    param_groups: list[dict[str, Any]],
     schedule: Schedule,
     options: FitOptions,
     run_dir: Path,
@@ -88,7 +88,7 @@ def fit(
 
 
 def _signature(
-    param_groups: list[dict], source: Source, schedule: Schedule, options: FitOptions, meta: dict[str, Any]
+    param_groups: list[dict[str, Any]], source: Source, schedule: Schedule, options: FitOptions, meta: dict[str, Any]
 ) -> dict[str, Any]:
     """What must be equal for a run to be continued or taken as done."""
     groups = [

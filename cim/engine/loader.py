@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from cim.core.errors import CimError
 from cim.engine import distributed
@@ -39,7 +39,8 @@ class ImageSequence:
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
+        self._epoch = -1
+        self._order: np.ndarray = np.zeros(0, np.int64)
 
     def index(self, position: int) -> int:
         """Image at ``position``."""
@@ -83,7 +84,7 @@ def stream(
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _Reader(Dataset[tuple[int, Any]]):
     """Map from (position, index) to (position, sample or None or the error met): what loader workers run."""
 
     source: Source

@@ -138,7 +138,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device, git state and command line of this process."""
     from importlib.metadata import PackageNotFoundError, version
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in ("cim", "torch", "torchvision", "timm", "numpy", "opencv-python-headless"):
         try:
             versions[name] = version(name)

@@ -22,11 +22,11 @@ from cim.engine.update_stats import UpdateStats
 
 logger = logging.getLogger(__name__)
 
-StepFn = Callable[[nn.Module, list[Any], torch.Generator], tuple[dict[str, Tensor], dict[str, Any]]]
-"""(model, samples on the device, generator on the device) -> (weighted losses whose sum is minimised, diagnostics).
+StepFn = Callable[[Any, list[Any], torch.Generator], tuple[dict[str, Tensor], dict[str, Any]]]
+"""(the model as given, samples on the device, generator on the device) -> (losses, diagnostics).
 
-With ``reduction="sum"`` the losses are sums over the given samples, with "mean" their means. Numbers and
-one-element tensors among the diagnostics are logged, everything else is left alone.
+The losses are weighted, and their sum is minimised. With ``reduction="sum"`` they are sums over the given samples, with
+"mean" their means. Numbers and one-element tensors among the diagnostics are logged, everything else is left alone.
 """
 
 
@@ -37,7 +37,7 @@ class Trainer:
         self,
         model: nn.Module,
         step: StepFn,
-        param_groups: list[dict],
+        param_groups: list[dict[str, Any]],
         schedule: Schedule,
         options: FitOptions,
         device: torch.device,

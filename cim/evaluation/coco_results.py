@@ -85,7 +85,7 @@ def image_sizes(images: Iterable[Mapping[str, Any]]) -> dict[int | str, tuple[in
     return sizes
 
 
-class Checked(list):
+class Checked(list[dict[str, Any]]):
     """Results that :func:`read_results` has checked against ``truth``; not to be changed."""
 
     def __init__(self, results: Iterable[dict[str, Any]], truth: GroundTruth) -> None:
@@ -109,9 +109,9 @@ def read_results(source: str | Path | list[dict[str, Any]], truth: GroundTruth) 
     problems: dict[str, list[int]] = {}
     results = [_result(line, index, truth, problems) for index, line in enumerate(content)]
     for begin in range(0, len(results), _CHUNK):
-        chunk = [i for i in range(begin, min(begin + _CHUNK, len(results))) if results[i] is not None]
-        good = valid_rles([results[i]["segmentation"] for i in chunk])
-        problems.setdefault("damaged mask", []).extend(np.array(chunk, np.int64)[~good].tolist())
+        chunk = [(i, line) for i, line in enumerate(results[begin : begin + _CHUNK], begin) if line is not None]
+        good = valid_rles([line["segmentation"] for _, line in chunk])
+        problems.setdefault("damaged mask", []).extend(np.array([i for i, _ in chunk], np.int64)[~good].tolist())
     bad = {kind: lines for kind, lines in problems.items() if lines}
     if bad:
         kind, lines = next(iter(bad.items()))
@@ -120,7 +120,7 @@ def read_results(source: str | Path | list[dict[str, Any]], truth: GroundTruth) 
         raise CimError(
             f"bad results ({told} of {len(content)})", path=name, found=f"{kind} in number {lines[0]}: {line}"
         )
-    return Checked(results, truth)
+    return Checked((line for line in results if line is not None), truth)
 
 
 def to_coco(instances: Instances, dataset: Dataset) -> list[dict[str, Any]]:
@@ -140,7 +140,9 @@ def to_coco(instances: Instances, dataset: Dataset) -> list[dict[str, Any]]:
     ]
 
 
-def _result(line: dict, index: int, truth: GroundTruth, problems: dict[str, list[int]]) -> dict[str, Any] | None:
+def _result(
+    line: dict[str, Any], index: int, truth: GroundTruth, problems: dict[str, list[int]]
+) -> dict[str, Any] | None:
     """The line with a compressed mask; None after noting its problem."""
     image_id, category_id = line.get("image_id"), line.get("category_id")
     size = truth.sizes.get(image_id) if isinstance(image_id, int | str) else None
@@ -164,7 +166,9 @@ def _result(line: dict, index: int, truth: GroundTruth, problems: dict[str, list
     return None
 
 
-def _annotation(raw: dict, sizes: dict, categories: dict) -> dict[str, Any]:
+def _annotation(
+    raw: dict[str, Any], sizes: dict[int | str, tuple[int, int]], categories: dict[int, str]
+) -> dict[str, Any]:
     if raw["image_id"] not in sizes:
         raise ValueError(f"annotation {raw.get('id')} of unknown image {raw['image_id']}")
     if raw["category_id"] not in categories:

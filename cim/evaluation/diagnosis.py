@@ -62,7 +62,7 @@ def diagnose(
         "by_size" and "by_instances": {stratum: {"detections": ..., "ground_truth": ...}}}. Sizes are those of the
         detected mask and of the annotated instance; ``by_instances`` goes by the number of instances in the picture.
     """
-    grouped: dict[int | str, list[dict]] = defaultdict(list)
+    grouped: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         grouped[result["image_id"]].append(result)
     rows: dict[str, list[tuple[str, float, int]]] = {"detections": [], "ground_truth": []}
@@ -85,7 +85,9 @@ def diagnose(
     }
 
 
-def diagnose_image(found: list[dict], instances: list[dict]) -> tuple[list[str], list[str], np.ndarray]:
+def diagnose_image(
+    found: list[dict[str, Any]], instances: list[dict[str, Any]]
+) -> tuple[list[str], list[str], np.ndarray]:
     """Kind of every detection (best first), fate of every instance, and the detections' areas in pixels [n].
 
     Args:
@@ -96,9 +98,9 @@ def diagnose_image(found: list[dict], instances: list[dict]) -> tuple[list[str],
     if not found or not instances:
         return ["background"] * len(found), ["missed"] * len(instances), areas
     masks, truths = [r["segmentation"] for r in found], [a["rle"] for a in instances]
-    iou = coco_mask.iou(masks, truths, [0] * len(truths))
+    iou = np.asarray(coco_mask.iou(masks, truths, [0] * len(truths)))
     # With "crowd" the C code divides by the area of the detection: how much of it lies inside the instance.
-    inside = coco_mask.iou(masks, truths, [1] * len(truths))
+    inside = np.asarray(coco_mask.iou(masks, truths, [1] * len(truths)))
     covered = inside * areas[:, None] / np.maximum(mask_areas(truths), 1)
     same = np.array([r["category_id"] for r in found])[:, None] == np.array([a["category_id"] for a in instances])
     taken, complete = _match(np.where(same, iou, 0.0))

@@ -33,7 +33,7 @@ _MAX_DETECTIONS = 100  # per image and class, as the COCO code counts
 
 
 def evaluate_voc(
-    ground_truth: str | Path | dict | GroundTruth,
+    ground_truth: str | Path | dict[str, Any] | GroundTruth,
     results: Results,
     backend: Backend = "faster",
     *,
@@ -68,7 +68,7 @@ def evaluate_voc(
 
 
 def evaluate_coco(
-    ground_truth: str | Path | dict | GroundTruth,
+    ground_truth: str | Path | dict[str, Any] | GroundTruth,
     results: Results,
     backend: Backend = "faster",
     *,
@@ -93,7 +93,9 @@ def evaluate_coco(
     return summary | _counts(truth, found, chosen, summary["per_class"])
 
 
-def corloc(ground_truth: str | Path | dict | GroundTruth, results: Results, iou: float = 0.5) -> dict[str, Any]:
+def corloc(
+    ground_truth: str | Path | dict[str, Any] | GroundTruth, results: Results, iou: float = 0.5
+) -> dict[str, Any]:
     """Correct localisation on a training set with masks.
 
     For every class and every image that shows it: whether the best-scored detection of the class overlaps one of
@@ -103,7 +105,7 @@ def corloc(ground_truth: str | Path | dict | GroundTruth, results: Results, iou:
         ``CorLoc``: mean over the classes that have images; ``per_class``: {name: value or None}.
     """
     truth, found, _ = _checked(ground_truth, results, None)
-    best: dict[tuple, dict] = {}
+    best: dict[tuple[int | str, int], dict[str, Any]] = {}
     for result in found:  # the first of equal scores stays
         key = result["image_id"], result["category_id"]
         if key not in best or result["score"] > best[key]["score"]:
@@ -115,15 +117,15 @@ def corloc(ground_truth: str | Path | dict | GroundTruth, results: Results, iou:
     hits: dict[int, list[bool]] = {category: [] for category in truth.categories}
     for key, instances in masks.items():
         guess = best.get(key)
-        overlap = coco_mask.iou([guess["segmentation"]], instances, [0] * len(instances)).max() if guess else 0.0
-        hits[key[1]].append(overlap >= iou)
+        overlap = np.max(coco_mask.iou([guess["segmentation"]], instances, [0] * len(instances))) if guess else 0.0
+        hits[key[1]].append(bool(overlap >= iou))
     per_class = {truth.categories[c]: 100.0 * float(np.mean(h)) if h else None for c, h in hits.items()}
     present = [value for value in per_class.values() if value is not None]
     return {"CorLoc": float(np.mean(present)) if present else 0.0, "per_class": per_class}
 
 
 def precision_curves(
-    ground_truth: str | Path | dict | GroundTruth,
+    ground_truth: str | Path | dict[str, Any] | GroundTruth,
     results: Results,
     backend: Backend = "faster",
     *,
@@ -138,8 +140,8 @@ def precision_curves(
 
 
 def _checked(
-    ground_truth: str | Path | dict | GroundTruth, results: Results, image_ids: Collection[int | str] | None
-) -> tuple[GroundTruth, list[dict], list[int | str]]:
+    ground_truth: str | Path | dict[str, Any] | GroundTruth, results: Results, image_ids: Collection[int | str] | None
+) -> tuple[GroundTruth, list[dict[str, Any]], list[int | str]]:
     """Ground truth, checked results and the image ids to evaluate on."""
     truth = load_ground_truth(ground_truth)
     found = read_results(results, truth)
@@ -151,7 +153,7 @@ def _checked(
 
 def _precision(
     truth: GroundTruth,
-    found: list[dict],
+    found: list[dict[str, Any]],
     image_ids: list[int | str],
     backend: Backend,
     ious: Sequence[float],
@@ -185,13 +187,16 @@ def _backend(name: Backend) -> tuple[type, Callable[..., Any]]:
 
         return COCO, COCOeval
     if name == "faster":
-        from faster_coco_eval import COCO, COCOeval_faster
+        from faster_coco_eval import COCO as FasterCOCO
+        from faster_coco_eval import COCOeval_faster
 
-        return COCO, partial(COCOeval_faster, print_function=_silent)
+        return FasterCOCO, partial(COCOeval_faster, print_function=_silent)
     raise ValueError(f"backend must be faster or pycocotools; found {name!r}")
 
 
-def _as_datasets(coco: type, truth: GroundTruth, found: list[dict], image_ids: list[int | str]) -> tuple[Any, Any]:
+def _as_datasets(
+    coco: type, truth: GroundTruth, found: list[dict[str, Any]], image_ids: list[int | str]
+) -> tuple[Any, Any]:
     """Ground truth and detections as the backend's own objects.
 
     Images are renumbered (ids may be text) and annotations counted from 1: the COCO code takes a match with
@@ -224,10 +229,12 @@ def _as_datasets(coco: type, truth: GroundTruth, found: list[dict], image_ids: l
     areas = mask_areas([d["segmentation"] for d in detections])
     for detection, area in zip(detections, areas, strict=True):
         detection["area"] = float(area)
-    return tuple(_indexed(coco, images, categories, lines) for lines in (annotations, detections))  # type: ignore[return-value]
+    return tuple(_indexed(coco, images, categories, lines) for lines in (annotations, detections))
 
 
-def _indexed(coco: type, images: list[dict], categories: list[dict], annotations: list[dict]) -> Any:
+def _indexed(
+    coco: type, images: list[dict[str, Any]], categories: list[dict[str, Any]], annotations: list[dict[str, Any]]
+) -> Any:
     dataset = coco()
     dataset.dataset = {
         "images": images,
@@ -253,7 +260,9 @@ def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _counts(truth: GroundTruth, found: list, image_ids: list[int | str], per_class: dict[str, dict]) -> dict[str, Any]:
+def _counts(
+    truth: GroundTruth, found: list[dict[str, Any]], image_ids: list[int | str], per_class: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """Counts; also writes ``instances`` into ``per_class``."""
     wanted = set(image_ids)
     instances = dict.fromkeys(truth.categories.values(), 0)
