@@ -64,7 +64,7 @@ def rank_photos(photo_set: PhotoSet, found: dict[ImageId, list[dict[str, Any]]])
     return sorted(ranked, key=lambda scored: (-scored.quality, -len(scored.truth)))  # of equals the harder first
 
 
-def image_quality(found: Sequence[dict], truth: Sequence[dict]) -> float:
+def image_quality(found: Sequence[dict[str, Any]], truth: Sequence[dict[str, Any]]) -> float:
     """Mean over the instances of the IoU with the detection of their class that takes them (0 if none), 0..1.
 
     Detections choose in their order, each the free instance it overlaps most.

@@ -91,7 +91,7 @@ class PhotoSet:
             raise CimError(
                 error.message, path=path, expected=error.expected, found=error.found, fix=error.fix
             ) from None
-        grouped: dict[ImageId, list[dict]] = defaultdict(list)
+        grouped: dict[ImageId, list[dict[str, Any]]] = defaultdict(list)
         for result in found:
             grouped[result["image_id"]].append(result)
         return {image_id: sorted(marks, key=lambda mark: -mark["score"]) for image_id, marks in grouped.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,9 @@ from pycocotools import mask as coco_mask
 from cim.core.errors import CimError
 from cim.core.files import atomic
 from cim.core.run_lengths import as_rle, valid_rles
+
+Colour = tuple[int, int, int]  # RGB
+Segmentation = Mapping[str, Any] | list[Any]  # COCO's: run lengths of both kinds, or polygons
 
 # Okabe and Ito's seven hues, then the colours farthest from all before them, for normal sight and
 # for red- and green-blind sight alike (greedy in CIELAB; luminance between 38 and 90).
@@ -30,21 +34,22 @@ _EAST_ASIAN_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", 
 _GAP = 6  # pixels between the panels of a side-by-side picture
 
 
-def class_colour(class_id: int) -> tuple[int, int, int]:
+def class_colour(class_id: int) -> Colour:
     """RGB of a class, the same in every picture and chart; beyond 32 classes the hues return, darker or paler."""
     rgb = _PALETTE[class_id % 32].astype(float)
     turn = (class_id // 32) % 3
     rgb = rgb if turn == 0 else rgb * 0.62 if turn == 1 else 255 - (255 - rgb) * 0.55
-    return tuple(int(value) for value in rgb.round())  # type: ignore[return-value]
+    red, green, blue = (int(value) for value in rgb.round())
+    return red, green, blue
 
 
 def draw_instances(
     image: np.ndarray,
-    masks: np.ndarray | Sequence[dict | list],
+    masks: np.ndarray | Sequence[Segmentation],
     labels: Sequence[str] | None = None,
     scores: Sequence[float] | None = None,
     class_ids: Sequence[int] | None = None,
-    colours: Sequence[tuple[int, int, int]] | None = None,
+    colours: Sequence[Colour] | None = None,
     alpha: float = 0.42,
     lettering: float = 1.0,
 ) -> np.ndarray:
@@ -86,7 +91,7 @@ def draw_instances(
     return _write(painted, [(texts[i], colours[i], boxed[i][0], boxed[i][1].shape) for i in shown], lettering)
 
 
-def decode(segmentation: dict | list, size: tuple[int, int]) -> np.ndarray:
+def decode(segmentation: Segmentation, size: tuple[int, int]) -> np.ndarray:
     """bool [H, W] of a COCO segmentation of any kind.
 
     Raises:
@@ -146,14 +151,14 @@ def _crop(mask: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:
     return (int(rows[0]), int(columns[0])), np.ascontiguousarray(inside, dtype=np.uint8)
 
 
-def _fill(image: np.ndarray, at: tuple[int, int], mask: np.ndarray, colour, alpha: float) -> None:
+def _fill(image: np.ndarray, at: tuple[int, int], mask: np.ndarray, colour: Colour, alpha: float) -> None:
     window = image[at[0] : at[0] + mask.shape[0], at[1] : at[1] + mask.shape[1]]
     inside = mask.view(bool)
     blend = window[inside] * (1 - alpha) + np.array(colour) * alpha
     window[inside] = blend.round().astype(np.uint8)
 
 
-def _outline(image: np.ndarray, at: tuple[int, int], mask: np.ndarray, colour, thickness: int) -> None:
+def _outline(image: np.ndarray, at: tuple[int, int], mask: np.ndarray, colour: Colour, thickness: int) -> None:
     if not mask.size:
         return
     lines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(at[1], at[0]))
@@ -194,7 +199,7 @@ def _font_for(text: str, size: int) -> tuple[str, ImageFont.ImageFont | ImageFon
     return text.encode("latin1", "replace").decode("latin1"), font  # a bitmap font knows no other letters
 
 
-def _put(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour, size: int, anchor: str) -> None:
+def _put(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: Colour, size: int, anchor: str) -> None:
     text, font = _font_for(text, size)
     if isinstance(font, ImageFont.FreeTypeFont):
         draw.text(at, text, fill=colour, font=font, anchor=anchor)
@@ -204,7 +209,9 @@ def _put(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour, 
     draw.text((at[0] - shift[0], at[1] - shift[1]), text, fill=colour, font=font)
 
 
-def _write(image: np.ndarray, items: list[tuple[str, tuple, tuple, tuple]], lettering: float) -> np.ndarray:
+def _write(
+    image: np.ndarray, items: list[tuple[str, Colour, tuple[int, int], tuple[int, ...]]], lettering: float
+) -> np.ndarray:
     """Labels on pills of the class colour, each where it hides least; small instances get small letters."""
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
@@ -239,7 +246,7 @@ def _place(pill: np.ndarray, extent: np.ndarray, size: tuple[int, int], avoid: n
     return boxes[int(np.argmin(covered))]
 
 
-def _ink(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+def _ink(colour: Colour) -> Colour:
     """Black or white, whichever stands out more (WCAG relative luminance)."""
     part = np.array(colour) / 255
     linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)

@@ -246,8 +246,9 @@ def build_response_net(
     Raises:
         CimError: unknown trunk, or weights that do not fit.
     """
-    freeze = "all" if frozen_trunk else "none"
-    trunk = build_backbone(backbone, weights, freeze=freeze, train_norms=train_norms and not frozen_trunk)
+    trunk = build_backbone(
+        backbone, weights, freeze="all" if frozen_trunk else "none", train_norms=train_norms and not frozen_trunk
+    )
     return ResponseNet(
         trunk, trunk.channels, num_classes, upsample=upsample, score=score, image_size=image_size, classes=classes
     )

@@ -25,7 +25,9 @@ class ProbabilisticConvolutions(TorchFunctionMode):
     No model is touched: the rule belongs to the context, and ends with it, whatever happens inside.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is torch.conv2d:
             return _convolution(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -92,14 +94,14 @@ def _convolution(
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value]
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 class _Convolution(torch.autograd.Function):
     """conv2d forward; back to its input as a probability, and nothing back to its parameters."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
         shifted = x - x.amin((1, 2, 3), keepdim=True)
         positive = weight.clamp(min=0)
         total = functional.conv2d(shifted, positive, None, *geometry)
@@ -109,12 +111,12 @@ class _Convolution(torch.autograd.Function):
         return functional.conv2d(x, weight, bias, *geometry)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         shifted, positive, inverse = ctx.saved_tensors
         return shifted * _transposed(grad * inverse, positive, shifted.shape[2:], ctx.geometry), None, None, None
 
 
-def _transposed(grad: Tensor, weight: Tensor, size: Any, geometry: tuple) -> Tensor:
+def _transposed(grad: Tensor, weight: Tensor, size: Any, geometry: tuple[Any, ...]) -> Tensor:
     """Input gradient of a convolution, for inputs of ``size``."""
     stride, padding, dilation, groups = geometry
     if weight.shape[2:] == (1, 1) and stride == (1, 1) and padding == (0, 0) and groups == 1:

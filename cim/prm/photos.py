@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from cim.config.schema import PRMConfig
@@ -103,16 +104,16 @@ def photo_batches(
         CimError: unreadable photo.
     """
     chunks = [list(records[start : start + batch]) for start in range(0, len(records), batch)]
-    loader = DataLoader(
+    loader: DataLoader[list[Tensor | CimError]] = DataLoader(
         _Photos(chunks, side), batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None
     )
     with tqdm(total=len(records), desc=description, unit="image") as bar:
         for chunk, photos in zip(chunks, loader):
             bad = {record.path.name: photo for record, photo in zip(chunk, photos) if isinstance(photo, CimError)}
-            if bad and failed is None:
-                raise next(iter(bad.values()))
-            if bad:
+            if failed is not None:
                 failed.update({name: str(error) for name, error in bad.items()})
+            elif bad:
+                raise next(iter(bad.values()))
             pairs = [(record, photo) for record, photo in zip(chunk, photos) if isinstance(photo, Tensor)]
             if pairs:
                 good, images = zip(*pairs)
@@ -122,7 +123,7 @@ def photo_batches(
 
 
 @dataclass(frozen=True)
-class _Photos:
+class _Photos(TorchDataset[list[Tensor | CimError]]):
     chunks: list[list[Record]]
     side: int
 

@@ -11,7 +11,7 @@ import torch
 
 from cim.core.regions import RegionSet
 from cim.core.types import Clusters
-from cim.pictures.visualize import class_colour, shrink, side_by_side
+from cim.pictures.visualize import Colour, class_colour, shrink, side_by_side
 from cim.prm.assign import assign_from_peaks
 from cim.prm.evidence import PeakOptions
 from cim.prm.first_labels import AssignOptions
@@ -60,7 +60,7 @@ def explain_photo(
             (title, _with_peaks(photo, values[tag], peaks, mine)),
             ("peak responses", _with_peaks(photo, _brightened(responses[mine]), peaks, mine)),
         ]
-        if regions is not None:
+        if regions is not None and labels is not None:
             panels += _label_panels(photo, regions, labels, tag)
         rows.append(_row([(text, shrink(panel, side)) for text, panel in panels]))
     return np.concatenate(rows)
@@ -75,7 +75,7 @@ def _label_panels(photo: np.ndarray, regions: RegionSet, labels: Clusters, tag: 
     ]
 
 
-def draw_share(photo: np.ndarray, regions: RegionSet, chosen: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+def draw_share(photo: np.ndarray, regions: RegionSet, chosen: np.ndarray, colour: Colour) -> np.ndarray:
     """The photo with every pixel tinted by how many of the chosen proposals (bool [N]) hold it; most: full tint."""
     share = regions.mean_mask(chosen)
     share = (share / max(share.max(initial=0), 1e-12))[regions.atoms][..., None]

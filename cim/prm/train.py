@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from cim.config.build import build_dataset
@@ -33,7 +33,7 @@ STAGE = "response network"  # in verdicts.json
 
 
 def prm_step(
-    model: nn.Module, samples: list[dict[str, Any]], generator: torch.Generator
+    model: ResponseNet, samples: list[dict[str, Any]], generator: torch.Generator
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Multi-label soft margin loss on the image scores."""
     tags = torch.stack([sample["tags"] for sample in samples])
@@ -112,7 +112,7 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _param_groups(net: ResponseNet, prm: PRMConfig) -> list[dict]:
+def _param_groups(net: ResponseNet, prm: PRMConfig) -> list[dict[str, Any]]:
     parameters = [p for p in net.parameters() if p.requires_grad]
     momentum = {"momentum": prm.momentum} if prm.optimizer == "sgd" else {}
     return [{"params": parameters, "lr": prm.lr, "weight_decay": prm.weight_decay, **momentum}]

@@ -53,7 +53,9 @@ class FeatureCache:
             raise CimError("cannot read features", path=path, found=error, fix="delete it and run again") from error
 
     @torch.inference_mode()
-    def fill(self, features: Callable[[Tensor], Tensor], dataset: Dataset, sides: Sequence[int], device) -> None:
+    def fill(
+        self, features: Callable[[Tensor], Tensor], dataset: Dataset, sides: Sequence[int], device: torch.device
+    ) -> None:
         """Compute what is missing. ``features``: float [3, h, w] -> [1, D, h', w'].
 
         Unreadable photos are left out; whoever needs their features reports them.
@@ -62,7 +64,7 @@ class FeatureCache:
         for record, side in tqdm(missing, desc="features", unit="image", disable=not missing):
             self._compute(features, record, side, device)
 
-    def _compute(self, features: Callable[[Tensor], Tensor], record: Record, side: int, device) -> None:
+    def _compute(self, features: Callable[[Tensor], Tensor], record: Record, side: int, device: torch.device) -> None:
         try:
             photo = read_photo(record.path)
         except CimError:

@@ -50,7 +50,7 @@ def make_sample(
     rows = keep_best(regions.scores, max_proposals, rng)
     image = resized_pixels(photo, side)
     height, width = image.shape[:2]
-    boxes = regions.boxes[rows] * np.float32([width / photo.shape[1], height / photo.shape[0]] * 2)
+    boxes = regions.boxes[rows] * np.array([width / photo.shape[1], height / photo.shape[0]] * 2, np.float32)
     grids = regions.grids[rows].astype(np.float32)
     if isinstance(regions, RegionSet):
         members, areas, pairs = regions.members[rows], regions.atom_areas.astype(np.float32), None

@@ -85,8 +85,9 @@ class CIMSource:
         regions = self.regions.load(record.image_id)
         if not len(regions):
             return None
-        labelled = self.clusters is not None and self.clusters.has(record.image_id)
-        clusters = self.clusters.load(record.image_id) if labelled else None
+        clusters = None
+        if self.clusters is not None and self.clusters.has(record.image_id):
+            clusters = self.clusters.load(record.image_id)
         sample = make_sample(record, regions, clusters, side, flip, len(self.dataset.classes), self.max_proposals, rng)
         if self.pooled is not None:
             return replace(sample, pooled=self.pooled.load(record.image_id, len(regions))[sample.proposal])
@@ -225,7 +226,7 @@ def calibrate(model: CIMNet, source: CIMSource, device: torch.device, images: in
     model.roi_head.calibrate((model.features_of(sample), sample) for sample in moved)
 
 
-def groups_of(model: CIMNet, train: TrainConfig) -> list[dict]:
+def groups_of(model: CIMNet, train: TrainConfig) -> list[dict[str, Any]]:
     """The optimiser's parameter groups: SGD as published, AdamW with one rate for all."""
     if train.optimizer == "adamw":
         learning = [p for p in model.parameters() if p.requires_grad]
@@ -336,7 +337,7 @@ def missing_stages(config: Config) -> list[str]:
         missing.append("proposals")
     if config.loss.first_labels:
         clusters = open_clusters(labels) if labels.exists() else None
-        if clusters is None or missing or not all(clusters.has(i) for i in tagged if regions.has(i)):
+        if regions is None or clusters is None or missing or not all(clusters.has(i) for i in tagged if regions.has(i)):
             if config.prm.checkpoint is None and config.assign.points is None and not paths.prm_checkpoint.exists():
                 missing.append("prm")
             missing.append("first_labels")
