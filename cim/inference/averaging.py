@@ -43,6 +43,6 @@ def _mean(loaded: Sequence[tuple[Store, dict[str, np.ndarray]]], image_id: int |
                     fix="give all runs the same data.proposals",
                 )
     return {
-        name: np.mean([arrays[name] for _, arrays in loaded], axis=0, dtype=np.float64).astype(np.float32)
+        name: np.asarray(np.mean([arrays[name] for _, arrays in loaded], axis=0, dtype=np.float64), np.float32)
         for name in ("scores", "mil")
     }

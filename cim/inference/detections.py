@@ -182,7 +182,7 @@ def detect(
         logger.warning("%d of %d images have no scores", len(dataset) - len(scored), len(dataset))
     dataset = replace(dataset, records=scored)
     newest = max((store.path(r.image_id).stat().st_mtime_ns for r in scored), default=0)
-    settings = {"selection": vars(selection), "branch": branch, "scores": store.provenance}
+    settings: dict[str, Any] = {"selection": vars(selection), "branch": branch, "scores": store.provenance}
     settings |= {"images": len(scored), "newest": newest, "classes": list(dataset.classes)}
     note = path.with_suffix(".settings.json")
     there = path.is_file() and note.is_file()

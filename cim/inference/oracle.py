@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from cim.core.regions import RegionSet
+from cim.core.types import Rle
 from cim.evaluation.coco_results import GroundTruth
 from cim.inference.selection import compressed_rles
 
@@ -61,7 +62,7 @@ def oracle_results(
     return results
 
 
-def truth_overlaps(regions: RegionSet, rles: list[dict[str, Any]]) -> np.ndarray:
+def truth_overlaps(regions: RegionSet, rles: Sequence[Rle]) -> np.ndarray:
     """IoU of foreign masks (compressed RLE of the same size) with every proposal, float64 [m, N].
 
     A mask is counted atom by atom, so this is exact and no proposal is drawn.

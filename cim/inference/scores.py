@@ -175,8 +175,7 @@ def score_passes(
     """
     if not passes:
         return {"scores": np.zeros((count, num_classes), np.float32), "mil": np.zeros((count, num_classes), np.float32)}
-    refined: torch.Tensor | float = 0.0
-    mil: torch.Tensor | float = 0.0
+    refined, mil = torch.zeros((), device=device), torch.zeros((), device=device)
     for sample in passes:
         sample = sample.to(device)
         for view in (sample, mirrored(sample)) if flip else (sample,):
@@ -198,9 +197,9 @@ def mirrored(sample: Sample) -> Sample:
 
 def _spread(values: torch.Tensor, rows: np.ndarray, count: int) -> np.ndarray:
     """[n, C+1] of some rows -> float32 [N, C] of all, background dropped."""
-    values = values[:, 1:].cpu().numpy()
-    spread = np.zeros((count, values.shape[1]), np.float32)
-    spread[rows] = values
+    kept = values[:, 1:].cpu().numpy()
+    spread = np.zeros((count, kept.shape[1]), np.float32)
+    spread[rows] = kept
     return spread
 
 
@@ -269,10 +268,10 @@ def score_dataset(
     return report
 
 
-def _ahead(function: Callable[[Record], Any], records: Sequence[Record]) -> Iterator[tuple[Record, Future]]:
+def _ahead(function: Callable[[Record], Any], records: Sequence[Record]) -> Iterator[tuple[Record, Future[Any]]]:
     """Every record with the future of ``function(record)``, a few of them under way in threads."""
     with ThreadPoolExecutor(_AHEAD) as pool:
-        waiting: list[tuple[Record, Future]] = []
+        waiting: list[tuple[Record, Future[Any]]] = []
         for record in records:
             waiting.append((record, pool.submit(function, record)))
             if len(waiting) > _AHEAD:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from cim.core.regions import RegionSet
-from cim.core.types import Instances
+from cim.core.run_lengths import compressed
+from cim.core.types import Instances, Rle
 
 _BLOCK = 512  # candidates looked at together while walking down the ranking
 
@@ -47,7 +47,7 @@ def select(
     )
     return Instances(
         image_id=image_id,
-        size=tuple(int(n) for n in regions.size),
+        size=(int(regions.size[0]), int(regions.size[1])),
         class_ids=class_ids,
         score=scores[proposal, class_ids].astype(np.float32),
         boxes=regions.boxes[proposal],
@@ -141,14 +141,12 @@ def box_iou_published(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return shared / (area[:, None] + area[None, :] - shared)
 
 
-def compressed_rles(regions: RegionSet, index: np.ndarray) -> list[dict[str, Any]]:
+def compressed_rles(regions: RegionSet, index: np.ndarray) -> list[Rle]:
     """COCO run lengths (``counts`` as str) of the proposals at ``index``; repeated ones are encoded once."""
     unique, where = np.unique(index, return_inverse=True)
     if not len(unique):
         return []
-    height, width = regions.size
-    encoded = coco_mask.frPyObjects(regions.rles(unique), int(height), int(width))
-    rles = [{"size": [int(height), int(width)], "counts": rle["counts"].decode("ascii")} for rle in encoded]
+    rles = compressed(regions.rles(unique), regions.size)
     return [rles[i] for i in where]
 
 

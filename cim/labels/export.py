@@ -22,9 +22,10 @@ from cim.config.schema import Config, DataConfig, ExportConfig
 from cim.core.errors import CimError
 from cim.core.files import atomic
 from cim.core.run_lengths import as_rle
+from cim.core.types import RawRle, Rle
 from cim.datasets.base import Dataset
 
-Rle = Literal["compressed", "uncompressed"]
+RleKind = Literal["compressed", "uncompressed"]
 NAME = "msrcnn_pseudo_label"
 
 
@@ -68,7 +69,7 @@ def write_labels(
     images: Iterable[list[dict[str, Any]]],
     root: Path,
     *,
-    rle: Rle = "compressed",
+    rle: RleKind = "compressed",
     info: dict[str, Any] | None = None,
 ) -> int:
     """Labels of a data set from its detections, image after image; how many there are.
@@ -108,7 +109,9 @@ def write_labels(
     return written
 
 
-def annotation(result: dict[str, Any], number: int, image_id: int, size: tuple[int, int], rle: Rle) -> dict[str, Any]:
+def annotation(
+    result: dict[str, Any], number: int, image_id: int | str, size: tuple[int, int], rle: RleKind
+) -> dict[str, Any]:
     """One detection as the published program writes it.
 
     Args:
@@ -137,7 +140,7 @@ def annotation(result: dict[str, Any], number: int, image_id: int, size: tuple[i
     }
 
 
-def uncompressed(rle: dict[str, Any]) -> dict[str, Any]:
+def uncompressed(rle: Rle) -> RawRle:
     """COCO run lengths as a list: of background and mask pixels in turn, column by column."""
     flat = coco_mask.decode(rle).ravel(order="F")
     edges = np.flatnonzero(np.diff(flat, prepend=0))
@@ -174,7 +177,7 @@ def choose(content: dict[str, Any], options: ExportConfig) -> dict[str, Any]:
     return {**content, "info": info, "images": images, "annotations": chosen}
 
 
-def _limits(found: Sequence[dict], options: ExportConfig) -> dict[int, float]:
+def _limits(found: Sequence[dict[str, Any]], options: ExportConfig) -> dict[int, float]:
     """Smallest score to keep, by category."""
     scores = defaultdict(list)
     for line in found:
@@ -184,7 +187,7 @@ def _limits(found: Sequence[dict], options: ExportConfig) -> dict[int, float]:
     return dict.fromkeys(scores, options.threshold)
 
 
-def _mask_nms(found: list[dict], limit: float) -> list[dict]:
+def _mask_nms(found: list[dict[str, Any]], limit: float) -> list[dict[str, Any]]:
     """Without those that overlap a better one of their image and class by more than ``limit`` (mask IoU)."""
     kept: set[int] = set()
     for group in _groups(found).values():
@@ -199,7 +202,7 @@ def _mask_nms(found: list[dict], limit: float) -> list[dict]:
     return [a for a in found if id(a) in kept]
 
 
-def _rescore(lines: list[dict], kind: str) -> None:
+def _rescore(lines: list[dict[str, Any]], kind: str) -> None:
     if kind == "weight":
         best: dict[int, float] = defaultdict(float)
         for line in lines:
@@ -211,9 +214,9 @@ def _rescore(lines: list[dict], kind: str) -> None:
             line.pop("score", None)
 
 
-def _groups(lines: Iterable[dict]) -> dict[tuple, list[dict]]:
+def _groups(lines: Iterable[dict[str, Any]]) -> dict[tuple[int | str, int], list[dict[str, Any]]]:
     """By image and class."""
-    groups: dict[tuple, list[dict]] = defaultdict(list)
+    groups: dict[tuple[int | str, int], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         groups[line["image_id"], line["category_id"]].append(line)
     return groups

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from cim.core.errors import CimError
 from cim.core.files import read_json
 from cim.core.run_lengths import as_rle, valid_rles
+from cim.core.types import Rle
 from cim.evaluation.coco_results import GroundTruth, as_results, image_sizes
 
 _CHUNK = 1000
@@ -150,7 +151,7 @@ def sweep(
             "images": len({line["image_id"] for line, keep in zip(lines, kept, strict=True) if keep}),
             "per_class": {name: counts[name] for name in names.values()},
         }
-        if hits is not None:
+        if hits is not None and known is not None:
             right, judged = int((hits & kept).sum()), int((known & kept).sum())
             row["precision"] = 100.0 * right / judged if judged else None
             row["recall"] = 100.0 * right / annotated if annotated else None
@@ -166,12 +167,12 @@ def _matched(content: dict[str, Any], truth: GroundTruth, iou: float) -> tuple[n
     results = as_results(content)
     category = _truth_categories(content, truth)
     own = {i.get("source_id", i["id"]) for i in content["images"]}
-    groups: dict[tuple, list[int]] = defaultdict(list)
+    groups: dict[tuple[int | str, int | None], list[int]] = defaultdict(list)
     hits, known = np.zeros(len(results), bool), np.zeros(len(results), bool)
     for n, result in enumerate(results):
         known[n] = result["image_id"] in truth.sizes
         groups[result["image_id"], category.get(result["category_id"])].append(n)
-    masks: dict[tuple, list[dict]] = defaultdict(list)
+    masks: dict[tuple[int | str, int | None], list[Rle]] = defaultdict(list)
     for line in truth.annotations:
         if line["image_id"] in own and not line["iscrowd"]:
             masks[line["image_id"], line["category_id"]].append(line["rle"])

@@ -20,13 +20,14 @@ from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.photo import read_photo
 from cim.core.regions import RegionSet
-from cim.core.types import Instances
+from cim.core.run_lengths import as_text
+from cim.core.types import Instances, Rle
 from cim.datasets.base import Dataset
 from cim.engine.checkpoints import load_checkpoint
 from cim.evaluation.coco_results import load_ground_truth, to_coco
 from cim.evaluation.diagnosis import diagnose
 from cim.evaluation.metrics import read_results
-from cim.evaluation.metrics_file import merge_entries, metric_row
+from cim.evaluation.metrics_file import Metric, merge_entries, metric_row
 from cim.inference.detections import write_results
 from cim.mask_rcnn.pixels import as_tensor, mask_boxes, resized
 from cim.models.backbones import RANDOM
@@ -67,15 +68,17 @@ class MaskDetector:
         keep = score > threshold
         if tags is not None:
             keep &= np.isin(class_ids, list(tags))
-        kept, rles, boxes = [], [], []
+        kept: list[int] = []
+        rles: list[Rle] = []
+        boxes: list[np.ndarray] = []
         for n in np.flatnonzero(keep):
             soft = found["masks"][int(n), 0].float().cpu().numpy()
             mask = (resized(soft, size, cv2.INTER_LINEAR) >= 0.5).astype(np.uint8)
             box, good = mask_boxes(mask[None], smallest=1)
             if good[0]:
                 rle = coco_mask.encode(np.asfortranarray(mask))
-                rles.append({"size": [int(s) for s in size], "counts": rle["counts"].decode("ascii")})
-                kept.append(n)
+                rles.append({"size": [int(s) for s in size], "counts": as_text(rle["counts"])})
+                kept.append(int(n))
                 boxes.append(box[0])
         index = np.array(kept, np.int64)
         return Instances(
@@ -141,7 +144,9 @@ def detect_dataset(
         yield to_coco(detector(read_photo(record.path), None, tags, image_id=record.image_id), dataset)
 
 
-def evaluate_mask_rcnn(config: Config, checkpoint: Path, dataset: Dataset, split: str, name: str = ROW) -> dict:
+def evaluate_mask_rcnn(
+    config: Config, checkpoint: Path, dataset: Dataset, split: str, name: str = ROW
+) -> dict[str, Any]:
     """Detections of a split beside the checkpoint, and a row in the run's metrics.json; that row.
 
     Raises:
@@ -154,7 +159,7 @@ def evaluate_mask_rcnn(config: Config, checkpoint: Path, dataset: Dataset, split
     write_results(path, detect_dataset(detector, dataset), len(dataset))
     truth = load_ground_truth(dataset.annotations)
     found = read_results(path, truth)
-    metric = "coco" if config.data.dataset == "coco" else "voc"
+    metric: Metric = "coco" if config.data.dataset == "coco" else "voc"
     row = metric_row(truth, found, metric, with_corloc=split == config.data.train_split)
     paths = RunPaths(config)
     settings = {"split": split, "mask_rcnn": str(checkpoint)}

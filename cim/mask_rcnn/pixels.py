@@ -16,7 +16,7 @@ def target_size(size: tuple[int, int], min_side: int, max_side: int) -> tuple[in
 
 def mask_boxes(masks: np.ndarray, smallest: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Boxes float32 [n, 4], xyxy, exclusive, of masks uint8 [n, h, w]; which have sides of ``smallest`` pixels."""
-    rows, columns = masks.any(2), masks.any(1)
+    rows, columns = np.asarray(masks.any(2)), np.asarray(masks.any(1))
     y1, x1 = rows.argmax(1), columns.argmax(1)
     y2, x2 = masks.shape[1] - rows[:, ::-1].argmax(1), masks.shape[2] - columns[:, ::-1].argmax(1)
     boxes = np.stack([x1, y1, x2, y2], 1).astype(np.float32)

@@ -20,6 +20,7 @@ from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, RefineConfig
 from cim.core.errors import CimError
 from cim.core.photo import read_photo
+from cim.core.types import Rle
 from cim.engine.fit import FitOptions, Schedule, fit
 from cim.labels.label_files import read_labels
 from cim.mask_rcnn.pixels import as_tensor, mask_boxes, resized, target_size
@@ -38,7 +39,7 @@ class LabelledPhoto:
 
     image_id: int | str
     path: Path
-    rles: tuple[dict[str, Any], ...]
+    rles: tuple[Rle, ...]
     labels: tuple[int, ...]
     weights: tuple[float, ...]
 
@@ -95,7 +96,9 @@ class LabelSource:
         return {"image_id": photo.image_id, "image": as_tensor(pixels), "target": target}
 
 
-def open_labels(path: str | Path, images: str | Path | None = None) -> tuple[tuple[LabelledPhoto, ...], tuple]:
+def open_labels(
+    path: str | Path, images: str | Path | None = None
+) -> tuple[tuple[LabelledPhoto, ...], tuple[str, ...]]:
     """Photos that have instances, and the class names, from COCO json.
 
     Crowds and instances without pixels are left out, and so are photos without instances: that nothing was found
@@ -111,7 +114,7 @@ def open_labels(path: str | Path, images: str | Path | None = None) -> tuple[tup
     root = Path(images) if images else Path(content.get("info", {}).get("image_root") or Path(path).parent)
     classes = sorted(content["categories"], key=lambda c: c["id"])
     number = {c["id"]: k for k, c in enumerate(classes, 1)}
-    members: dict[Any, list[dict]] = {image["id"]: [] for image in content["images"]}
+    members: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     left_out: Counter[str] = Counter()
     for line in content["annotations"]:
         if line["iscrowd"]:
@@ -149,7 +152,7 @@ def _check_photos(photos: Sequence[LabelledPhoto], path: str | Path, root: Path)
         )
 
 
-def _tell(photos: Sequence[LabelledPhoto], classes: Sequence[str], images: int, left_out: Counter) -> None:
+def _tell(photos: Sequence[LabelledPhoto], classes: Sequence[str], images: int, left_out: Counter[str]) -> None:
     counts = Counter(label for photo in photos for label in photo.labels)
     logger.info("%d instances on %d of %d photos", sum(counts.values()), len(photos), images)
     for what, count in left_out.items():

@@ -136,7 +136,7 @@ def diagnosis(source: Source) -> dict[str, Any]:
         raise Absent("no diagnosis yet", "cim evaluate CONFIG")
     content = read_json(path)
     try:
-        rows: dict[str, dict] = content["rows"]
+        rows: dict[str, dict[str, Any]] = content["rows"]
         main = _main_row(rows)
         parts = [
             ("Of what was detected", [(n, _shares(r["detections"], DETECTION_KINDS)) for n, r in rows.items()]),
@@ -166,7 +166,7 @@ def curves(source: Source) -> dict[str, Any]:
     assert source.photo_set is not None  # found raises otherwise
     precision = precision_curves(source.photo_set.truth, results)  # [T, 101, K]
     recall = np.linspace(0, 1, precision.shape[1])
-    present = (precision >= 0).all((0, 1))
+    present = np.asarray((precision >= 0).all((0, 1)))
     if not present.any():
         raise Absent("no annotated instance", source.missing)
     mean = precision[:, :, present].mean(2)
