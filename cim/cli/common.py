@@ -44,8 +44,7 @@ def describe(target: argparse.ArgumentParser, description: str, example: str) ->
 
 def add_config_args(target: argparse.ArgumentParser, optional: bool = False) -> None:
     """CONFIG and ``--set key=value``; read them with ``cim.config.schema.load_config(args.config, args.set)``."""
-    more = {"nargs": "?"} if optional else {}
-    target.add_argument("config", help="a yaml file, or the name of one in configs/", **more)
+    target.add_argument("config", help="a yaml file, or the name of one in configs/", nargs="?" if optional else None)
     add_set(target)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cim.cli.worker import Start, cim_command, run_apart
 from cim.core.errors import CimError
@@ -98,5 +99,5 @@ def run_stages(stages: Sequence[Stage], run_dir: Path, settings: str, start: Sta
         logger.info("%s: %.0f s", heading, seconds)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}

@@ -13,7 +13,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cim import __version__
@@ -157,11 +157,11 @@ def whole_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _options_of(command: str):
+def _options_of(command: str) -> Callable[[argparse.ArgumentParser], None]:
     return getattr(importlib.import_module(f"cim.cli.options.{PACKAGES[command]}"), _python_name(command))
 
 
-def work_of(command: str):
+def work_of(command: str) -> Callable[[argparse.Namespace], int | None]:
     """The function that does the command's work: parsed arguments in, exit code (or None) out."""
     return importlib.import_module(f"cim.cli.{PACKAGES[command]}.{_python_name(command)}").main
 

@@ -14,9 +14,11 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from multiprocessing.context import BaseContext
 from multiprocessing.forkserver import ensure_running
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
@@ -25,7 +27,7 @@ Start = Callable[[Sequence[str]], Any]
 
 
 @cache
-def _server() -> BaseContext:
+def _server() -> ForkServerContext | SpawnContext:
     """The server that forks, started; where there is none (Windows), every command loads the libraries itself."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -60,7 +62,8 @@ def run_apart(words: Sequence[str], start: Start = cim_command) -> int:
         while True:
             try:
                 process.join()
-                return process.exitcode
+                if process.exitcode is not None:  # it has ended
+                    return process.exitcode
             except KeyboardInterrupt:
                 continue
     finally:

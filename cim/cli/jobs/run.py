@@ -65,7 +65,7 @@ def write_config(args: argparse.Namespace) -> Path:
         "val_tags": args.val_tags,
         "val_annotations": args.val_masks,
     }
-    settings = {f"data.{key}": str(value) for key, value in data.items() if value is not None}
+    settings: dict[str, object] = {f"data.{key}": str(value) for key, value in data.items() if value is not None}
     settings |= {"work_dir": str(args.output), "name": args.output.name, "device": args.device}
     if args.weights:
         weights = str(args.weights.resolve())  # the networks are used from other folders, too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,9 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def collect(runs: list[Path]) -> dict[str, dict]:
+def collect(runs: list[Path]) -> dict[str, dict[str, Any]]:
     """All rows; with several runs each is named after its run, too."""
-    rows: dict[str, dict] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for run_path in runs:
         place = run_path.parent if run_path.is_file() else run_path
         for name, row in load_rows(run_path).items():
@@ -33,7 +34,7 @@ def collect(runs: list[Path]) -> dict[str, dict]:
     return rows
 
 
-def draw(rows: dict[str, dict], path: Path) -> None:
+def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """Grouped bars, one group per metric."""
     from matplotlib.figure import Figure  # slow to import; no window system
 

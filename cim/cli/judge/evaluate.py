@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
@@ -15,7 +16,7 @@ from cim.core.files import read_json
 from cim.datasets.base import Dataset
 from cim.evaluation.coco_results import load_ground_truth, read_results
 from cim.evaluation.diagnosis import DETECTION_KINDS, TRUTH_KINDS, diagnose, plot_diagnosis
-from cim.evaluation.metrics_file import load_rows, markdown, merge_entries, metric_row
+from cim.evaluation.metrics_file import Metric, load_rows, markdown, merge_entries, metric_row
 from cim.inference.detections import (
     PublishedScores,
     Selection,
@@ -48,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
         raise CimError(f"split {split} has no annotations with masks", fix="pass --annotations, or upload the results")
     truth = load_ground_truth(truth_path)
     path, folder, settings = _results(args, config, dataset, split)
-    metric = args.metric or ("coco" if config and config.data.dataset == "coco" else "voc")
+    metric: Metric = args.metric or ("coco" if config and config.data.dataset == "coco" else "voc")
     rows = {_name(args, config): read_results(path, truth)}
     if args.oracle:
         if config is None:
@@ -71,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _results(
     args: argparse.Namespace, config: Config | None, dataset: Dataset | None, split: str
-) -> tuple[Path, Path, dict]:
+) -> tuple[Path, Path, dict[str, Any]]:
     """Result file, output folder, and how the row was made."""
     if args.results is not None:
         folder = args.output or (Path(config.work_dir) if config else args.results.parent)
@@ -109,7 +110,7 @@ def _name(args: argparse.Namespace, config: Config | None) -> str:
     return name if args.nms is None else f"{name}, {args.nms} NMS"
 
 
-def _tell(folder: Path, scored: dict[str, dict], diagnoses: dict[str, dict]) -> None:
+def _tell(folder: Path, scored: dict[str, dict[str, Any]], diagnoses: dict[str, dict[str, Any]]) -> None:
     print(markdown(load_rows(folder)))
     empty = next(iter(scored.values()))["classes_without_ground_truth"]
     if empty:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
     net = open_net(config, dataset, args.checkpoint)
     source = open_regions(args.proposals or paths.proposals(split))
     dataset = having_proposals(dataset, source)
-    results: list[dict] = []
+    results: list[dict[str, Any]] = []
     failed = 0
     for record in tqdm(dataset.records[: args.limit], unit="image"):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
@@ -99,7 +100,7 @@ def _label(
     args: argparse.Namespace,
     config: Config,
     dataset: Dataset,
-    source: dict,
+    source: dict[str, Any],
     *,
     peaks: Store | None = None,
     points: Path | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from cim.cli.prepare.published import stage_runner
 from cim.config.build import build_dataset
@@ -66,7 +67,7 @@ def _data_dir(source: Path) -> str:
     return str(source.resolve().parent.parent)
 
 
-def _provenance(args: argparse.Namespace, source: Path) -> dict:
+def _provenance(args: argparse.Namespace, source: Path) -> dict[str, Any]:
     known = {"mat": COB_MAT, "pickle": COB_PROVENANCE}.get(args.source_kind, {})
     maker = args.maker or known.get("maker", "unknown")
     trained = known.get("trained_on_masks") if maker == known.get("maker") else None

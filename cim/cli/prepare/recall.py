@@ -113,7 +113,7 @@ def tables(summary: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _table(corner: str, columns: Any, rows: dict[Any, list]) -> str:
+def _table(corner: str, columns: Any, rows: dict[Any, list[Any]]) -> str:
     lines = [[corner, *columns], ["---"] * (len(columns) + 1)]
     lines += [[str(name), *(_text(value) for value in row)] for name, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

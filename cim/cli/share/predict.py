@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,7 +20,9 @@ def main(args: argparse.Namespace) -> int:
     """2 when some photos could not be read; the others are done."""
     photos = _photos(args.photos)
     model = load_model(args.checkpoint, args.device, args.weights)
-    images, annotations, failed = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    failed: list[str] = []
     for number, path in enumerate(tqdm(photos, desc="photos", unit="photo"), 1):
         try:
             found = model.predict(path, tags=args.tags, score_threshold=args.score_threshold)
@@ -60,6 +63,6 @@ def _photos(given: list[Path]) -> list[Path]:
     return found
 
 
-def _save(path: Path, model: Predictor, images: list[dict], annotations: list[dict]) -> None:
+def _save(path: Path, model: Predictor, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
     categories = [{"id": number, "name": name} for number, name in enumerate(model.classes, 1)]
     write_json(path, {"images": images, "categories": categories, "annotations": annotations})
