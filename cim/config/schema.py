@@ -124,9 +124,8 @@ class MiningConfig(Section):
     anti_noise: bool = True  # sampling, step 5
     containment: bool = True
     cluster_seeds: bool = False  # seeds from PCL's score clusters instead of step 2
-    background_iou: float = Field(
-        default=0.0, ge=0, le=1
-    )  # mask IoU with all mined below this: ignored, not background
+    # mask IoU with all mined below this: ignored, not background
+    background_iou: float = Field(default=0.0, ge=0, le=1)
     integrity: bool = True  # the integrity (IoU) branch
 
 
@@ -156,9 +155,8 @@ class TrainConfig(Section):
     least_updates: PositiveInt = 400  # limits of that rule
     most_updates: PositiveInt = 20000
     stretch: PositiveFloat = 1.0  # times what the rule says: less or more training
-    balance: float = Field(
-        0.0, ge=0, le=1
-    )  # photos of rare classes come more often; 1: as often as those of common ones
+    # photos of rare classes come more often; 1: as often as those of common ones
+    balance: float = Field(default=0.0, ge=0, le=1)
     gamma: float = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 2.5e-4

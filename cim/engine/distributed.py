@@ -71,16 +71,17 @@ def main_first(function: Callable[[], _T]) -> _T:
     """
     if world() == 1:
         return function()
-    value, error = None, None
+    mine: list[_T] = []
+    error = None
     if is_main():
         try:
-            value = function()
+            mine.append(function())
         except CimError as raised:
             error = raised
     error = from_main(error)
     if error is not None:
         raise error
-    return value if is_main() else function()  # type: ignore[return-value]
+    return mine[0] if mine else function()
 
 
 def sum_numbers(values: Sequence[float], device: torch.device) -> list[float]:

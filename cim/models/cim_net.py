@@ -26,6 +26,7 @@ class CIMNet(nn.Module):
     def forward(self, sample: Sample) -> RoiScores:
         """The trunk runs unless the sample brings its features along, the head too unless it brings what that made."""
         if sample.pooled is not None:
+            assert isinstance(self.roi_head, RegionPool)  # no other head pools
             return self.predict(self.roi_head.from_pooled(sample.pooled.float()))
         return self.predict(self.head(self.features_of(sample), sample))
 

@@ -32,8 +32,9 @@ def assign_from_peaks(
     class_ids, rows, columns = peaks.index[order].T
     height, width = regions.size
     rows, columns = rows * height // peaks.grid[0], columns * width // peaks.grid[1]
-    shape = {"mean_mask_threshold": mean_mask_threshold, "iou": iou, "background": background}
-    return assign(regions, class_ids + 1, rows, columns, **shape)
+    return assign(
+        regions, class_ids + 1, rows, columns, mean_mask_threshold=mean_mask_threshold, iou=iou, background=background
+    )
 
 
 def assign_from_points(
@@ -58,8 +59,9 @@ def assign_from_points(
     if outside.any():
         x, y, _ = points[outside.argmax()]
         raise CimError("point outside the photo", expected=f"x < {width}, y < {height}", found=f"x {x:g}, y {y:g}")
-    shape = {"mean_mask_threshold": mean_mask_threshold, "iou": iou, "background": background}
-    return assign(regions, class_ids + 1, rows, columns, **shape)
+    return assign(
+        regions, class_ids + 1, rows, columns, mean_mask_threshold=mean_mask_threshold, iou=iou, background=background
+    )
 
 
 def assign(

@@ -54,7 +54,8 @@ class PooledPhotos:
 
     def standardised(self) -> tuple[Tensor, Tensor, Tensor]:
         """whole, figure and ground with every channel at mean 0 and spread 1."""
-        return tuple((part - self.centre) / self.spread for part in (self.whole, self.figure, self.ground))  # type: ignore[return-value]
+        whole, figure, ground = ((part - self.centre) / self.spread for part in (self.whole, self.figure, self.ground))
+        return whole, figure, ground
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class LinearMaps:
         weight = self.weight / spread
         with torch.no_grad():
             head.weight.copy_(weight[:, :, None, None])
+            assert head.bias is not None  # the response network's last layer has one
             head.bias.copy_(self.bias - weight @ centre)
 
 
@@ -132,7 +134,7 @@ def pool_features(batches: Iterable[Tensor]) -> PooledPhotos:
         raise CimError("no photos to fit the response network to")
     centre = total / count
     spread = (squares / count - centre.square()).clamp(min=0).sqrt().clamp(min=_LEAST_SPREAD)
-    return PooledPhotos(*map(torch.cat, (whole, figure, ground)), centre.float(), spread.float())
+    return PooledPhotos(torch.cat(whole), torch.cat(figure), torch.cat(ground), centre.float(), spread.float())
 
 
 def _mean_where(features: Tensor, mask: Tensor) -> Tensor:
@@ -199,8 +201,8 @@ def cross_fit(
         for k in range(folds):
             out = fold == k
             if out.any() and not out.all():
-                kept = tuple(part[~out] for part in pooled)
-                scores[out] = fit_maps(kept, tags[~out], decay).scores(pooled[0][out])  # type: ignore[arg-type]
+                whole, figure, ground = (part[~out] for part in pooled)
+                scores[out] = fit_maps((whole, figure, ground), tags[~out], decay).scores(pooled[0][out])
         found = HeldOut(scores.numpy(), decay, class_precisions(scores.numpy(), tags.numpy() > 0))
         if best is None or _mean(found.precision) > _mean(best.precision) + 1e-6:
             best = found

@@ -17,6 +17,7 @@ from cim.core.errors import CimError
 from cim.core.types import Sample
 from cim.datasets.base import Dataset
 from cim.models.cim_net import CIMNet
+from cim.models.region_pool import RegionPool
 from cim.storage.store import Store
 
 _LARGEST = 60000.0  # float16 ends at 65504
@@ -25,8 +26,8 @@ _LARGEST = 60000.0  # float16 ends at 65504
 class SampleSource(Protocol):
     """Samples of a data set, every proposal in them."""
 
-    dataset: Dataset
-
+    @property
+    def dataset(self) -> Dataset: ...
     def sample_at(self, index: int, side: int, flip: bool) -> Sample | None: ...
 
 
@@ -70,6 +71,7 @@ class PooledCache:
             model: with a calibrated head, in eval mode on ``device``.
             side: long side of the photos, pixels.
         """
+        assert isinstance(model.roi_head, RegionPool)  # no other head pools
         dataset = source.dataset
         missing = [n for n, record in enumerate(dataset) if record.tags and not self.store.has(record.image_id)]
         for index in tqdm(missing, desc="features", unit="image", disable=not missing):
