@@ -113,7 +113,12 @@ def test_numbers_are_those_of_the_files(run_dir, paths):
     rows = json.loads((run_dir / "metrics.json").read_text())["rows"]
     table = re.search(r"<tr class=\"main\"><td>CIM</td>(.*?)</tr>", text, re.DOTALL)[1]
     shown = re.findall(r">([\d.]+)</td>", table)
-    assert shown == [f"{rows['CIM'][f'mAP@{iou}']:.1f}" for iou in ("0.25", "0.50", "0.70", "0.75")]
+    columns = [*(f"mAP@{iou}" for iou in ("0.25", "0.50", "0.70", "0.75")), "box_mAP", "box_CorLoc"]
+    assert shown == [f"{rows['CIM'][column]:.1f}" for column in columns]
+    fates = re.findall(r"<tr class=\"main\"><td>CIM</td>(.*?)</tr>", text, re.DOTALL)[-1]
+    wanted = [f"{rows['CIM'][fate]:.1f}" for fate in ("found", "merged", "partial", "missed")]
+    assert re.findall(r">([\d.]+)</td>", fates)[:4] == wanted
+    assert "beside: merged" in text and "What became of the instances of every class" in text
     assert 'class="ceiling"><td>oracle' in text
     oracle = re.search(r"<td>oracle</td>(.*?)</tr>", text, re.DOTALL)[1]
     assert "best" not in oracle  # a ceiling is nobody's best

@@ -28,7 +28,8 @@ class GroundTruth:
         name: the file, for messages.
         sizes: (H, W) of every image, by id.
         categories: class name by category id, in order of id.
-        annotations: dicts with ``image_id``, ``category_id``, ``rle`` (compressed), ``area`` (pixels), ``iscrowd``.
+        annotations: dicts with ``image_id``, ``category_id``, ``rle`` (compressed), ``area`` (pixels), ``iscrowd``,
+            ``difficult`` (VOC's; looked at where boxes are judged).
     """
 
     name: str
@@ -182,6 +183,7 @@ def _annotation(
         "rle": rle,
         "area": float(raw["area"]) if "area" in raw else float(coco_mask.area(rle)),
         "iscrowd": int(raw.get("iscrowd", 0)),
+        "difficult": int(raw.get("difficult", 0)),
     }
 
 

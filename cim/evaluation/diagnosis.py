@@ -21,8 +21,9 @@ that one counts as complete), partial or spill by the same rules, or missed. Sha
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,69 @@ from pycocotools import mask as coco_mask
 from cim.core.files import atomic
 from cim.core.run_lengths import mask_areas
 from cim.evaluation.coco_results import GroundTruth
+from cim.evaluation.relations import DETECTION_KINDS, TRUTH_KINDS, Relations, fates_of, kinds_of
 
-DETECTION_KINDS = ("complete", "partial", "merged", "spill", "duplicate", "wrong class", "background")
-TRUTH_KINDS = ("complete", "partial", "merged", "spill", "wrong class", "missed")
-COMPLETE_IOU, TOUCH_IOU, INSIDE, COVERED = 0.5, 0.1, 0.8, 0.5
+HEADLINE_FATES = {"found": "complete", "merged": "merged", "partial": "partial", "missed": "missed"}
 _SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}  # COCO's, pixels
 _CROWDING = {"1": (1, 2), "2": (2, 3), "3 or more": (3, np.inf)}  # instances in the picture
 _COLOURS = ("#009E73", "#F0E442", "#E69F00", "#56B4E9", "#CC79A7", "#D55E00", "#999999", "#444444")  # Okabe and Ito
+
+
+@dataclass(frozen=True, eq=False)
+class Fates:
+    """What became of every annotated instance of a split (crowds left out), M of them.
+
+    Attributes:
+        image_ids: [M], of the instance's photo.
+        category_ids: int64 [M].
+        fate: [M], one of :data:`TRUTH_KINDS`.
+        beside: bool [M], whether its photo shows another instance of its class.
+        several: bool [M], whether its photo shows another instance of any class.
+    """
+
+    image_ids: list[int | str]
+    category_ids: np.ndarray
+    fate: np.ndarray
+    beside: np.ndarray
+    several: np.ndarray
+
+
+def fates_of_split(truth: GroundTruth, results: list[dict[str, Any]], *, score_threshold: float | None = None) -> Fates:
+    """The fate of every instance; arguments as in :func:`diagnose`."""
+    grouped = _by_image(results)
+    image_ids: list[int | str] = []
+    category_ids: list[int] = []
+    fates: list[str] = []
+    for image_id in truth.sizes:
+        instances = [a for a in truth.by_image[image_id] if not a["iscrowd"]]
+        image_ids += [image_id] * len(instances)
+        category_ids += [a["category_id"] for a in instances]
+        fates += diagnose_image(_counted(grouped[image_id], len(instances), score_threshold), instances)[1]
+    of_class, of_photo = Counter(zip(image_ids, category_ids, strict=True)), Counter(image_ids)
+    return Fates(
+        image_ids,
+        np.array(category_ids, np.int64),
+        np.array(fates, dtype="<U11"),
+        np.array([of_class[key] > 1 for key in zip(image_ids, category_ids, strict=True)], bool),
+        np.array([of_photo[image_id] > 1 for image_id in image_ids], bool),
+    )
+
+
+def add_fates(row: dict[str, Any], truth: GroundTruth, fates: Fates) -> None:
+    """Write the headline shares into a row of metrics.json: for all instances, per class, of ``subset_multi`` (photos
+    with several instances) and of ``subset_beside`` (instances beside others of their class, with their number).
+    """
+    row |= share_of_fates(fates.fate)
+    row.setdefault("subset_multi", {}).update(share_of_fates(fates.fate[fates.several]))
+    shares = share_of_fates(fates.fate[fates.beside])
+    row["subset_beside"] = {"instances": int(fates.beside.sum()), **shares, "per_class": {}}
+    for category, name in truth.categories.items():
+        mine = fates.category_ids == category
+        row["per_class"].setdefault(name, {}).update(share_of_fates(fates.fate[mine]))
+        beside = mine & fates.beside
+        if beside.any():
+            count = {"instances": int(beside.sum())}
+            row["subset_beside"]["per_class"][name] = count | share_of_fates(fates.fate[beside])
 
 
 def diagnose(
@@ -62,17 +119,11 @@ def diagnose(
         "by_size" and "by_instances": {stratum: {"detections": ..., "ground_truth": ...}}}. Sizes are those of the
         detected mask and of the annotated instance; ``by_instances`` goes by the number of instances in the picture.
     """
-    grouped: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
-    for result in results:
-        grouped[result["image_id"]].append(result)
+    grouped = _by_image(results)
     rows: dict[str, list[tuple[str, float, int]]] = {"detections": [], "ground_truth": []}
     for image_id in truth.sizes if image_ids is None else image_ids:
         instances = [a for a in truth.by_image[image_id] if not a["iscrowd"]]
-        found = sorted(grouped[image_id], key=lambda r: -r["score"])
-        if score_threshold is None:
-            found = found[: len(instances)]
-        else:
-            found = [r for r in found if r["score"] > score_threshold]
+        found = _counted(grouped[image_id], len(instances), score_threshold)
         kinds, fates, areas = diagnose_image(found, instances)
         rows["detections"] += [(k, a, len(instances)) for k, a in zip(kinds, areas, strict=True)]
         rows["ground_truth"] += [(f, a["area"], len(instances)) for f, a in zip(fates, instances, strict=True)]
@@ -98,35 +149,18 @@ def diagnose_image(
     if not found or not instances:
         return ["background"] * len(found), ["missed"] * len(instances), areas
     masks, truths = [r["segmentation"] for r in found], [a["rle"] for a in instances]
-    iou = np.asarray(coco_mask.iou(masks, truths, [0] * len(truths)))
     # With "crowd" the C code divides by the area of the detection: how much of it lies inside the instance.
     inside = np.asarray(coco_mask.iou(masks, truths, [1] * len(truths)))
     covered = inside * areas[:, None] / np.maximum(mask_areas(truths), 1)
+    relations = Relations(coco_mask.iou(masks, truths, [0] * len(truths)), inside, covered)
     same = np.array([r["category_id"] for r in found])[:, None] == np.array([a["category_id"] for a in instances])
-    taken, complete = _match(np.where(same, iou, 0.0))
-    tests = (  # the table above, first that fits
-        ("complete", complete),
-        ("duplicate", (same & (iou >= COMPLETE_IOU)).any(1)),
-        ("wrong class", (~same & (iou >= COMPLETE_IOU)).any(1)),
-        ("merged", (covered >= COVERED).sum(1) >= 2),
-        ("partial", (same & (inside >= INSIDE)).any(1)),
-        ("spill", (same & (iou >= TOUCH_IOU)).any(1)),
-        ("wrong class", (~same & ((inside >= INSIDE) | (iou >= TOUCH_IOU))).any(1)),
-    )
-    kinds = _first_that_fits(tests, "background", len(found))
-    several = (covered >= COVERED).sum(1, keepdims=True) >= 2
-    fates = _first_that_fits(
-        (
-            ("complete", taken),
-            ("wrong class", (~same & (iou >= COMPLETE_IOU)).any(0)),
-            ("merged", (several & (covered >= COVERED)).any(0)),
-            ("partial", (same & (inside >= INSIDE)).any(0)),
-            ("spill", (same & (iou >= TOUCH_IOU)).any(0)),
-        ),
-        "missed",
-        len(instances),
-    )
-    return kinds, fates, areas
+    return kinds_of(relations, same), fates_of(relations, same), areas
+
+
+def share_of_fates(fates: Iterable[str], prefix: str = "") -> dict[str, float]:
+    """``found``, ``merged``, ``partial``, ``missed`` in percent of the instances (the rest: spill, wrong class)."""
+    listed = list(fates)
+    return {prefix + name: 100.0 * listed.count(fate) / len(listed) for name, fate in HEADLINE_FATES.items() if listed}
 
 
 def plot_diagnosis(rows: dict[str, dict[str, Any]], path: str | Path) -> None:
@@ -151,24 +185,17 @@ def plot_diagnosis(rows: dict[str, dict[str, Any]], path: str | Path) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def _match(iou: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy matching in order of rank: which instances [m] were taken, and which detections [n] took one."""
-    free = np.ones(iou.shape[1], bool)
-    complete = np.zeros(len(iou), bool)
-    for n, row in enumerate(iou):
-        left = np.where(free, row, 0.0)
-        best = int(left.argmax())
-        if left[best] >= COMPLETE_IOU:
-            free[best], complete[n] = False, True
-    return ~free, complete
+def _by_image(results: list[dict[str, Any]]) -> dict[int | str, list[dict[str, Any]]]:
+    grouped: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        grouped[result["image_id"]].append(result)
+    return grouped
 
 
-def _first_that_fits(tests: Iterable[tuple[str, np.ndarray]], otherwise: str, count: int) -> list[str]:
-    kinds = [otherwise] * count
-    for kind, fits in reversed(tuple(tests)):
-        for n in np.flatnonzero(fits):
-            kinds[n] = kind
-    return kinds
+def _counted(found: list[dict[str, Any]], instances: int, score_threshold: float | None) -> list[dict[str, Any]]:
+    """The detections of an image that a user would see, best first."""
+    ranked = sorted(found, key=lambda r: -r["score"])
+    return ranked[:instances] if score_threshold is None else [r for r in ranked if r["score"] > score_threshold]
 
 
 def _summaries(

@@ -162,7 +162,8 @@ def evaluate_mask_rcnn(
     metric: Metric = "coco" if config.data.dataset == "coco" else "voc"
     row = metric_row(truth, found, metric, with_corloc=split == config.data.train_split)
     paths = RunPaths(config)
-    settings = {"split": split, "mask_rcnn": str(checkpoint)}
+    files = {"results": str(path.resolve()), "annotations": str(dataset.annotations.resolve())}
+    settings = {"split": split, "mask_rcnn": str(checkpoint), "files": files}
     merge_entries(paths.metrics, {"rows": {name: row}, "settings": {name: settings}})
     merge_entries(paths.diagnosis, {"rows": {name: diagnose(truth, found)}})
     return row

@@ -14,7 +14,7 @@ from cim.core.errors import CimError
 from cim.core.files import read_json
 from cim.evaluation.diagnosis import DETECTION_KINDS, TRUTH_KINDS
 from cim.evaluation.metrics import VOC_IOUS, precision_curves
-from cim.evaluation.metrics_file import columns_of, load_rows
+from cim.evaluation.metrics_file import FATES, columns_of, fates_table, load_rows
 from cim.pictures.charts import Line, line_chart
 from cim.pictures.photo_set import ImageId, PhotoSet
 
@@ -72,6 +72,9 @@ def summary(source: Source) -> dict[str, Any]:
     multi = {name: row["subset_multi"] for name, row in rows.items() if row.get("subset_multi")}
     if multi:
         tables.append(_table("Photos with two or more instances", multi))
+    fates = fates_table(rows)
+    if fates:
+        tables.append(_fates(fates))
     main = _main_row(rows)
     columns = columns_of([rows[main]])
     middle = next((c for c in ("mAP@0.50", "AP50", *columns) if c in rows[main]), None)
@@ -92,7 +95,34 @@ def _table(caption: str, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
         (name, _is_ceiling(name), [_cell(row.get(c), best[c], _is_ceiling(name)) for c in columns])
         for name, row in rows.items()
     ]
+    return {"caption": f"{caption}. Percent, more is better", "columns": columns, "lines": lines}
+
+
+def _fates(table: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """What became of the instances; the most found and the least of everything else are marked."""
+    columns = list(dict.fromkeys(column for values in table.values() for column in values))
+    best = {}
+    for column in columns:
+        values = [row[column] for name, row in table.items() if column in row and not _is_ceiling(name)]
+        best[column] = (max if column.endswith("found") else min)(values, default=None)
+    lines = [
+        (name, _is_ceiling(name), [_cell(row.get(c), best[c], _is_ceiling(name)) for c in columns])
+        for name, row in table.items()
+    ]
+    caption = "What became of the annotated instances (beside: those beside others of their class). Percent of them"
     return {"caption": caption, "columns": columns, "lines": lines}
+
+
+def _fates_by_class(row: dict[str, Any]) -> list[tuple[str, int | None, list[str]]]:
+    """Class, instances and their fates as text, then the same of the instances beside others of their class."""
+    beside = row.get("subset_beside", {}).get("per_class", {})
+    lines: list[tuple[str, int | None, list[str]]] = []
+    for name, values in row.get("per_class", {}).items():
+        if "found" in values:
+            more = beside.get(name, {})
+            cells = [f"{part[fate]:.0f}" if fate in part else "" for part in (values, more) for fate in FATES]
+            lines.append((name, values.get("instances"), cells))
+    return lines
 
 
 def _cell(value: float | None, best: float | None, ceiling: bool) -> tuple[str, bool]:
@@ -126,7 +156,14 @@ def classes(source: Source) -> dict[str, Any]:
         for name, values in per_class.items()
     ]
     bars.sort(key=lambda bar: -1.0 if bar[1] is None else bar[1], reverse=True)
-    return {"main": main, "other": other, "metric": metric, "bars": bars}
+    return {
+        "main": main,
+        "other": other,
+        "metric": metric,
+        "bars": bars,
+        "fates": _fates_by_class(rows[main]),
+        "fate_columns": [*FATES, *(f"beside: {fate}" for fate in FATES)],
+    }
 
 
 def diagnosis(source: Source) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cim.core.files import atomic
-from cim.evaluation.metrics_file import columns_of, load_rows, markdown
+from cim.evaluation.metrics_file import columns_of, fates_markdown, load_rows, markdown
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 
@@ -18,6 +18,9 @@ def main(args: argparse.Namespace) -> int:
     """Prints the table."""
     rows = collect(args.runs)
     print(markdown(rows, subset=args.multi))
+    fates = fates_markdown(rows)
+    if fates:
+        print(f"\nwhat became of the instances, percent (beside: those beside others of their class)\n\n{fates}")
     if args.plot:
         draw({name: row.get("subset_multi", {}) if args.multi else row for name, row in rows.items()}, args.plot)
         print(f"written: {args.plot}")

@@ -13,10 +13,13 @@ from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.files import read_json
+from cim.core.regions import RegionSet
 from cim.datasets.base import Dataset
+from cim.evaluation.box_files import Given, has_masks
+from cim.evaluation.boxes import BoxRules, box_row
 from cim.evaluation.coco_results import load_ground_truth, read_results
 from cim.evaluation.diagnosis import DETECTION_KINDS, TRUTH_KINDS, diagnose, plot_diagnosis
-from cim.evaluation.metrics_file import Metric, load_rows, markdown, merge_entries, metric_row
+from cim.evaluation.metrics_file import add_boxes, fates_markdown, load_rows, markdown, merge_entries, metric_row
 from cim.inference.detections import (
     PublishedScores,
     Selection,
@@ -47,27 +50,83 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if truth_path is None:
         raise CimError(f"split {split} has no annotations with masks", fix="pass --annotations, or upload the results")
-    truth = load_ground_truth(truth_path)
     path, folder, settings = _results(args, config, dataset, split)
-    metric: Metric = args.metric or ("coco" if config and config.data.dataset == "coco" else "voc")
-    rows = {_name(args, config): read_results(path, truth)}
+    files: dict[str, Any] = {"results": _relative(path, folder), "annotations": str(Path(truth_path).resolve())}
+    if dataset is not None:
+        files["classes"] = _classes_by_id(dataset)
+    settings |= {"files": files}
+    rules = BoxRules(plus_one=args.box_plus_one, strict=args.box_strict)
+    given = Given.read(truth_path, path, _classes_by_id(dataset) if dataset else None)
+    name = _name(args, config)
+    if not has_masks(given.truth):
+        _judge_boxes(args, given, name, folder, settings, rules)
+        return 0
+    truth = load_ground_truth(truth_path)
+    metric = args.metric or ("coco" if config and config.data.dataset == "coco" else "voc")
+    results, strangers = given.results_for_masks(args.listed_only)
+    _tell_strangers(strangers)
+    rows = {name: read_results(results, truth)}
     if args.oracle:
         if config is None:
             raise CimError("--oracle needs the proposals", fix="pass CONFIG")
         source = open_regions(RunPaths(config).proposals(split))
-        for name, kind in (("oracle", "equal"), ("oracle, ranked by IoU", "iou")):
-            rows[name] = oracle_results(truth, lambda i: with_masks(source.load(i), i) if source.has(i) else None, kind)
+        for label, kind in (("oracle", "equal"), ("oracle, ranked by IoU", "iou")):
+            rows[label] = oracle_results(
+                truth, lambda i: with_masks(source.load(i), i) if source.has(i) else None, kind
+            )
     localise = args.corloc or bool(config and split == config.data.train_split)
     scored = {
-        name: metric_row(truth, found, metric, with_corloc=localise, backend=args.backend)
-        for name, found in rows.items()
+        label: metric_row(
+            truth,
+            found,
+            metric,
+            with_corloc=localise,
+            backend=args.backend,
+            score_threshold=args.score_threshold,
+            rules=rules,
+        )
+        for label, found in rows.items()
     }
-    merge_entries(folder / "metrics.json", {"rows": scored, "settings": dict.fromkeys(rows, settings)})
+    made = {label: settings if label == name else {**settings, "files": None} for label in rows}
+    merge_entries(folder / "metrics.json", {"rows": scored, "settings": made})
     diagnoses = {name: diagnose(truth, found, score_threshold=args.score_threshold) for name, found in rows.items()}
     merge_entries(folder / "diagnosis.json", {"rows": diagnoses})
     plot_diagnosis(read_json(folder / "diagnosis.json")["rows"], folder / "diagnosis.png")
     _tell(folder, scored, diagnoses)
     return 0
+
+
+def _judge_boxes(
+    args: argparse.Namespace, given: Given, name: str, folder: Path, settings: dict[str, Any], rules: BoxRules
+) -> None:
+    """A row of annotations that have boxes alone."""
+    objects, guesses, strangers = given.boxes()
+    _tell_strangers(strangers)
+    row: dict[str, Any] = {}
+    add_boxes(row, box_row(objects, guesses, rules, args.score_threshold))
+    settings |= {"boxes": vars(rules)}
+    merge_entries(folder / "metrics.json", {"rows": {name: row}, "settings": {name: settings}})
+    rows = load_rows(folder)
+    print(f"{markdown(rows)}\n\n{fates_markdown(rows)}")
+    counts = f"{row['box_detections']} detections, {row['box_objects']} objects in {row['box_photos']} photos"
+    print(f"\n{name}: {counts}, {row['box_difficult']} difficult objects left out")
+    print("judged on boxes: the annotations have no masks")
+    print(f"written: {folder / 'metrics.json'}")
+
+
+def _classes_by_id(dataset: Dataset) -> dict[int, str]:
+    return dict(zip(dataset.category_ids, dataset.classes, strict=True))
+
+
+def _tell_strangers(strangers: list[int | str]) -> None:
+    if strangers:
+        print(f"left out: results of {len(strangers)} photos that the annotations do not list, e.g. {strangers[0]}")
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """A path inside ``folder`` as seen from there, so that the folder can be moved; another one in full."""
+    path, folder = path.resolve(), folder.resolve()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
 def _results(
@@ -110,8 +169,9 @@ def _name(args: argparse.Namespace, config: Config | None) -> str:
     return name if args.nms is None else f"{name}, {args.nms} NMS"
 
 
-def _tell(folder: Path, scored: dict[str, dict[str, Any]], diagnoses: dict[str, dict[str, Any]]) -> None:
-    print(markdown(load_rows(folder)))
+def _tell(folder: Path, scored: dict[str, dict], diagnoses: dict[str, dict]) -> None:
+    rows = load_rows(folder)
+    print(f"{markdown(rows)}\n\n{fates_markdown(rows)}")
     empty = next(iter(scored.values()))["classes_without_ground_truth"]
     if empty:
         print(f"\nclasses without ground truth: {', '.join(empty)}")

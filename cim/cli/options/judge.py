@@ -32,11 +32,21 @@ def evaluate(target: argparse.ArgumentParser) -> None:
         "Metrics and diagnosis of detections: those of a config's run, or any COCO result file.",
         "cim evaluate resnet50_voc --oracle\n"
         "  cim evaluate resnet50_voc --branch mil          # row WSDDN, no second run of the network\n"
-        "  cim evaluate --results results.json --annotations val.json --output out",
+        "  cim evaluate --results results.json --annotations val.json --output out\n"
+        "  cim evaluate --results pseudo_labels.json --annotations train_boxes.json --output out    # boxes only",
     )
     add_config_args(target, optional=True)
-    target.add_argument("--results", type=Path, help="a COCO result file instead of the run's detections")
-    target.add_argument("--annotations", type=Path, help="COCO json with masks (default: that of the data set)")
+    target.add_argument(
+        "--results", type=Path, help="a COCO result file, or pseudo labels, instead of the run's detections"
+    )
+    target.add_argument(
+        "--annotations", type=Path, help="COCO json with masks, or with boxes alone (default: that of the data set)"
+    )
+    target.add_argument(
+        "--listed-only",
+        action="store_true",
+        help="leave out results of photos that the annotations do not list (always so for boxes and pseudo labels)",
+    )
     target.add_argument("--detections", type=Path, help="a published detections.pkl or discovery.pkl")
     target.add_argument("--checkpoint", help="evaluate the detections of this checkpoint or run folder")
     target.add_argument("--split", help="default: data.eval_split")
@@ -46,6 +56,10 @@ def evaluate(target: argparse.ArgumentParser) -> None:
     target.add_argument("--name", help="name of the row in metrics.json (default: the method's)")
     target.add_argument("--oracle", action="store_true", help="also the rows of the best proposals")
     target.add_argument("--metric", choices=("voc", "coco"), help="default: coco for COCO, voc otherwise")
+    target.add_argument(
+        "--box-plus-one", action="store_true", help="boxes: one pixel more per side (docs/DIFFERENCES.md)"
+    )
+    target.add_argument("--box-strict", action="store_true", help="boxes: IoU above 0.5, not 0.5 or above")
     target.add_argument("--corloc", action="store_true", help="also CorLoc (always on the training split)")
     target.add_argument("--backend", choices=("faster", "pycocotools"), default="faster")
     target.add_argument("--score-threshold", type=float, help="diagnose all detections above it")
