@@ -27,9 +27,9 @@ Backend = Literal["faster", "pycocotools"]
 Results = str | Path | list[dict[str, Any]]
 VOC_IOUS = (0.25, 0.5, 0.7, 0.75)  # METHOD section 8
 COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
-_ALL = (0, 1e10)
-_COCO_AREAS = {"": _ALL, "S": (0, 32**2), "M": (32**2, 96**2), "L": (96**2, 1e10)}  # pixels
-_MAX_DETECTIONS = 100  # per image and class, as the COCO code counts
+ALL_AREAS = (0, 1e10)
+_COCO_AREAS = {"": ALL_AREAS, "S": (0, 32**2), "M": (32**2, 96**2), "L": (96**2, 1e10)}  # pixels
+MAX_DETECTIONS = 100  # per image and class, as the COCO code counts
 
 
 def evaluate_voc(
@@ -55,7 +55,7 @@ def evaluate_voc(
         CimError: bad ground truth or results.
     """
     truth, found, chosen = _checked(ground_truth, results, image_ids)
-    precision = _precision(truth, found, chosen, backend, ious, [_ALL])[:, :, :, 0]
+    precision = _precision(truth, found, chosen, backend, ious, [ALL_AREAS])[:, :, :, 0]
     per_class = _class_means(precision)  # [T, K], NaN without ground truth
     summary: dict[str, Any] = {}
     for prefix, values in (("mAP", np.nan_to_num(per_class)), ("mAP_present", per_class)):
@@ -136,7 +136,7 @@ def precision_curves(
     Precision at the recalls 0, 0.01, ..., 1, 0..1; -1 for classes without ground truth.
     """
     truth, found, chosen = _checked(ground_truth, results, None)
-    return _precision(truth, found, chosen, backend, ious, [_ALL])[:, :, :, 0]
+    return _precision(truth, found, chosen, backend, ious, [ALL_AREAS])[:, :, :, 0]
 
 
 def _checked(
@@ -163,14 +163,14 @@ def _precision(
     empty = np.full((len(ious), 101, len(truth.categories), len(areas)), -1.0)
     if not image_ids or not truth.categories:
         return empty
-    coco, evaluator = _backend(backend)
-    truth_coco, found_coco = _as_datasets(coco, truth, found, image_ids)
+    coco, evaluator = backend_of(backend)
+    truth_coco, found_coco = as_datasets(coco, truth, found, image_ids)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints; the numbers are returned
         evaluation = evaluator(truth_coco, found_coco, iouType="segm")
         evaluation.params.iouThrs = np.array(ious)
         evaluation.params.areaRng = [list(area) for area in areas]
         evaluation.params.areaRngLbl = [str(a) for a in range(len(areas))]
-        evaluation.params.maxDets = [_MAX_DETECTIONS]
+        evaluation.params.maxDets = [MAX_DETECTIONS]
         evaluation.evaluate()
         evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"])[..., 0].reshape(empty.shape)
@@ -180,7 +180,7 @@ def _silent(*_: Any) -> None:
     pass
 
 
-def _backend(name: Backend) -> tuple[type, Callable[..., Any]]:
+def backend_of(name: Backend) -> tuple[type, Callable[..., Any]]:
     if name == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -194,9 +194,7 @@ def _backend(name: Backend) -> tuple[type, Callable[..., Any]]:
     raise ValueError(f"backend must be faster or pycocotools; found {name!r}")
 
 
-def _as_datasets(
-    coco: type, truth: GroundTruth, found: list[dict[str, Any]], image_ids: list[int | str]
-) -> tuple[Any, Any]:
+def as_datasets(coco: type, truth: GroundTruth, found: list[dict], image_ids: list[int | str]) -> tuple[Any, Any]:
     """Ground truth and detections as the backend's own objects.
 
     Images are renumbered (ids may be text) and annotations counted from 1: the COCO code takes a match with

@@ -83,6 +83,8 @@ def every_photo_once(photos: int) -> NDArray[np.int64]:
 
 def draw_photos(photos: int, resamples: int, seed: int) -> NDArray[np.int64]:
     """Bootstrap draws (Efron 1979): each draws I photos out of I with replacement, int64 [R, I]."""
+    if not photos:
+        return np.zeros((resamples, 0), np.int64)
     generator = np.random.default_rng(seed)
-    chances = np.full(photos, 1 / max(photos, 1))
+    chances = np.full(photos, 1 / photos)
     return generator.multinomial(photos, chances, size=resamples).astype(np.int64)

@@ -13,13 +13,20 @@ from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.files import read_json
-from cim.core.regions import RegionSet
 from cim.datasets.base import Dataset
 from cim.evaluation.box_files import Given, has_masks
 from cim.evaluation.boxes import BoxRules, box_row
 from cim.evaluation.coco_results import load_ground_truth, read_results
 from cim.evaluation.diagnosis import DETECTION_KINDS, TRUTH_KINDS, diagnose, plot_diagnosis
-from cim.evaluation.metrics_file import add_boxes, fates_markdown, load_rows, markdown, merge_entries, metric_row
+from cim.evaluation.metrics_file import (
+    Metric,
+    add_boxes,
+    fates_markdown,
+    load_rows,
+    markdown,
+    merge_entries,
+    metric_row,
+)
 from cim.inference.detections import (
     PublishedScores,
     Selection,
@@ -51,18 +58,22 @@ def main(args: argparse.Namespace) -> int:
     if truth_path is None:
         raise CimError(f"split {split} has no annotations with masks", fix="pass --annotations, or upload the results")
     path, folder, settings = _results(args, config, dataset, split)
+    rules = BoxRules(plus_one=args.box_plus_one, strict=args.box_strict)
     files: dict[str, Any] = {"results": _relative(path, folder), "annotations": str(Path(truth_path).resolve())}
     if dataset is not None:
         files["classes"] = _classes_by_id(dataset)
-    settings |= {"files": files}
-    rules = BoxRules(plus_one=args.box_plus_one, strict=args.box_strict)
+    settings |= {
+        "files": files | {"listed_only": args.listed_only},
+        "boxes": vars(rules),
+        "score_threshold": args.score_threshold,
+    }
     given = Given.read(truth_path, path, _classes_by_id(dataset) if dataset else None)
     name = _name(args, config)
     if not has_masks(given.truth):
         _judge_boxes(args, given, name, folder, settings, rules)
         return 0
     truth = load_ground_truth(truth_path)
-    metric = args.metric or ("coco" if config and config.data.dataset == "coco" else "voc")
+    metric: Metric = args.metric or ("coco" if config and config.data.dataset == "coco" else "voc")
     results, strangers = given.results_for_masks(args.listed_only)
     _tell_strangers(strangers)
     rows = {name: read_results(results, truth)}
@@ -104,7 +115,6 @@ def _judge_boxes(
     _tell_strangers(strangers)
     row: dict[str, Any] = {}
     add_boxes(row, box_row(objects, guesses, rules, args.score_threshold))
-    settings |= {"boxes": vars(rules)}
     merge_entries(folder / "metrics.json", {"rows": {name: row}, "settings": {name: settings}})
     rows = load_rows(folder)
     print(f"{markdown(rows)}\n\n{fates_markdown(rows)}")

@@ -104,12 +104,20 @@ def retrieve(target: argparse.ArgumentParser) -> None:
 def compare(target: argparse.ArgumentParser) -> None:
     describe(
         target,
-        "Runs side by side: the rows of their metrics.json as a Markdown table and as a plot.",
-        "cim compare runs/resnet50_voc runs/mist --plot compare.png",
+        "Runs side by side: the rows of their metrics.json as Markdown tables and as a plot, and for every metric the "
+        "difference between methods with its 95 % interval (paired bootstrap over photos, and over seeds where a "
+        "method has several runs). Rows of one name are compared, each with that of the first run.",
+        "cim compare runs/resnet50_voc runs/mist --plot compare.png\n"
+        "  cim compare old=runs/old_0,runs/old_1,runs/old_2 new=runs/new_0,runs/new_1,runs/new_2",
     )
-    target.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work folders, or metrics.json files")
+    target.add_argument(
+        "runs", nargs="+", metavar="RUN", help="work folder or metrics.json; [NAME=]RUN,RUN,...: seeds of one method"
+    )
     target.add_argument("--multi", action="store_true", help="on the pictures with two or more instances")
     target.add_argument("--plot", type=Path, help="png, pdf or svg to draw")
+    target.add_argument("--resamples", type=int, default=1000, help="draws of the intervals (1000); 0: no intervals")
+    target.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    target.add_argument("--annotations", type=Path, help="COCO json for the intervals (default: that of each row)")
 
 
 def visualize(target: argparse.ArgumentParser) -> None:
