@@ -282,7 +282,7 @@ def test_voc_missing_json_names_the_command(tmp_path):
     with pytest.raises(CimError, match=r"voc_2012_val.json; to fix: cim voc"):
         open_voc(tmp_path, "val")
     with pytest.raises(CimError, match="no such VOC split"):
-        open_voc(tmp_path, "test")
+        open_voc(tmp_path, "train")
 
 
 def test_coco_keeps_gaps_in_the_category_ids(tmp_path):

@@ -23,7 +23,10 @@ from cim.proposals.options import ProposerOptions
 
 
 def build_dataset(config: DataConfig, split: str) -> Dataset:
-    """A split of the configured data set: voc ``trainaug``/``val``, coco ``train2017``/..., folder ``train``/``val``.
+    """A split of the configured data set.
+
+    These are ``trainaug``, ``val`` and, of 2007, ``trainval``, ``test`` of voc; ``train2017``, ... of coco; ``train``
+    and ``val`` of a folder.
 
     The classes of a folder data set are always those of its training tags.
 

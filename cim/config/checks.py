@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from cim.core.parallel import run_stage
 from cim.core.photo import photo_size, read_photo
 from cim.core.regions import RegionSet
 from cim.datasets.base import Dataset, Record
+from cim.evaluation.box_files import objects_of
 from cim.evaluation.coco_results import load_ground_truth
 from cim.storage.published import (
     ClusterSource,
@@ -162,6 +163,8 @@ def _check_annotations(dataset: Dataset, name: str) -> Finding:
         return Finding(wanted, what, "note", "none: there is nothing to compare results with", fix)
     content = read_json(path)
     entries = content["annotations"]
+    if entries and not any(entry.get("segmentation") for entry in entries):
+        return _check_boxes(content, dataset, path)
     faults: Counter[str] = Counter()
     for entry in entries:
         mask = entry.get("segmentation")
@@ -182,6 +185,17 @@ def _check_annotations(dataset: Dataset, name: str) -> Finding:
     return Finding(wanted, what, "ok" if entries else "note", f"{len(entries)} instances")
 
 
+def _check_boxes(content: dict[str, Any], dataset: Dataset, path: Path) -> Finding:
+    """Annotations that have boxes alone, as VOC 2007's."""
+    wanted, what = ("evaluation",), f"boxes of {dataset.name}"
+    try:
+        objects = objects_of(content, path)
+    except CimError as error:
+        return _failure(error, wanted, what, "replace the annotation file (docs/DATASET.md)")
+    hard = int(objects.difficult.sum())
+    return Finding(wanted, what, "ok", f"{len(objects.boxes)} objects, {hard} of them difficult; no masks")
+
+
 # ---------------------------------------------------------------------- artefacts
 
 
@@ -191,7 +205,9 @@ def _check_proposals(
     what = f"proposals of {split}"
     path = RunPaths(config).proposals(split)
     fix = f"cim proposals {name} --split {split}"
-    if config.data.dataset != "folder":
+    if split in ("trainval", "test"):
+        fix += f", or cim import --config {name} --split {split} --from mat --input FOLDER"
+    elif config.data.dataset != "folder":
         fix += f", or cim import --dataset {config.data.dataset} --split {split} --from mat"
     if not path.exists():
         return Finding(wanted, what, "missing", str(path), fix)

@@ -29,7 +29,7 @@ class DataConfig(Section):
 
     dataset: Literal["voc", "coco", "folder"] = "folder"
     root: str = "data/VOC2012"  # published tree (voc, coco)
-    train_split: str = "trainaug"  # voc: trainaug, val; coco: train2017, val2017; folder: train
+    train_split: str = "trainaug"  # voc: trainaug, val (2007: trainval, test); coco: train2017, val2017; folder: train
     eval_split: str = "val"  # also test-dev2017 (coco); folder: val
     # folder data set
     images: str | None = None  # training photos

@@ -1,4 +1,7 @@
-"""PASCAL VOC 2012 in the published tree: ``<root>/JPEGImages`` and ``<root>/annotations/voc_2012_<split>.json``."""
+"""PASCAL VOC in the published tree: ``<root>/JPEGImages`` and ``<root>/annotations/voc_<year>_<split>.json``.
+
+``trainaug`` and ``val`` are 2012's, with masks; ``trainval`` and ``test`` are 2007's, with boxes.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,11 @@ CLASSES = (
     "train",
     "tvmonitor",
 )
-SPLITS = ("trainaug", "val")
-_FIX = "cim voc --devkit VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset"
+SPLITS = {"trainaug": 2012, "val": 2012, "trainval": 2007, "test": 2007}
+_FIXES = {
+    2012: "cim voc --devkit VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset",
+    2007: "cim voc --devkit VOCdevkit/VOC2007",
+}
 
 
 def image_id(name: str) -> int:
@@ -55,14 +61,17 @@ def annotation_path(root: Path, split: str) -> Path:
     """
     if split not in SPLITS:
         raise CimError("no such VOC split", expected=" or ".join(SPLITS), found=split)
-    return root / "annotations" / f"voc_2012_{split}.json"
+    return root / "annotations" / f"voc_{SPLITS[split]}_{split}.json"
 
 
 def open_voc(root: str | Path, split: str) -> Dataset:
-    """The split ``trainaug`` or ``val``. Classes are those of the json: VOC's 20, or another tree's in this layout.
+    """The split ``trainaug``, ``val``, ``trainval`` or ``test``.
+
+    Classes are those of the json: VOC's 20, or another tree's in this layout.
 
     Raises:
         CimError: unknown split; missing or damaged json.
     """
     root = Path(root)
-    return open_tag_file(f"voc {split}", annotation_path(root, split), root / "JPEGImages", _FIX)
+    path = annotation_path(root, split)
+    return open_tag_file(f"voc {split}", path, root / "JPEGImages", _FIXES[SPLITS[split]])

@@ -67,14 +67,14 @@ def make_voc_annotations(
 
 def _splits(devkit: Path, sbd: Path | None) -> dict[str, list[str]]:
     lists = devkit / "ImageSets" / "Segmentation"
-    train, val = (_read_names(lists / f"{name}.txt", _DEVKIT_FIX) for name in ("train", "val"))
+    train, val = (read_names(lists / f"{name}.txt", _DEVKIT_FIX) for name in ("train", "val"))
     if (lists / "trainaug.txt").is_file():
-        names = set(_read_names(lists / "trainaug.txt", _DEVKIT_FIX))
+        names = set(read_names(lists / "trainaug.txt", _DEVKIT_FIX))
         source = "ImageSets/Segmentation/trainaug.txt"
     else:
         names, source = set(train), "VOC train alone, as no SBD copy is given"
         if sbd is not None:
-            names |= {name for split in ("train", "val") for name in _read_names(sbd / f"{split}.txt", _SBD_FIX)}
+            names |= {name for split in ("train", "val") for name in read_names(sbd / f"{split}.txt", _SBD_FIX)}
             source = "VOC train and SBD without VOC val"
         names -= set(val)
     log.info("trainaug: %d photos (%s)", len(names), source)
@@ -164,7 +164,12 @@ def _read_png(path: Path) -> np.ndarray:
         raise CimError("damaged mask", path=path, found=error, fix=_DEVKIT_FIX) from None
 
 
-def _read_names(path: Path, fix: str) -> list[str]:
+def read_names(path: Path, fix: str) -> list[str]:
+    """The names of a list of photos.
+
+    Raises:
+        CimError: missing, or not text; ``fix`` says where it is had.
+    """
     try:
         return path.read_text(encoding="utf-8").split()
     except FileNotFoundError:

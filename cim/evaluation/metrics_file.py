@@ -95,6 +95,12 @@ def merge_entries(path: str | Path, sections: dict[str, dict[str, Any]]) -> None
     write_json(path, content, indent=1)
 
 
+def path_from(path: Path, folder: Path) -> str:
+    """A path inside ``folder`` as seen from there, so that the folder can be moved; another one in full."""
+    path, folder = path.resolve(), folder.resolve()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
 def add_boxes(row: dict[str, Any], boxes: dict[str, Any]) -> None:
     """Write what was judged on boxes (``box_row``) into a row; values per class join those that are there."""
     row |= {key: value for key, value in boxes.items() if key != "per_class"}

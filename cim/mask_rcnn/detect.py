@@ -24,10 +24,12 @@ from cim.core.run_lengths import as_text
 from cim.core.types import Instances, Rle
 from cim.datasets.base import Dataset
 from cim.engine.checkpoints import load_checkpoint
+from cim.evaluation.box_files import Given, has_masks
+from cim.evaluation.boxes import box_row
 from cim.evaluation.coco_results import load_ground_truth, to_coco
 from cim.evaluation.diagnosis import diagnose
 from cim.evaluation.metrics import read_results
-from cim.evaluation.metrics_file import Metric, merge_entries, metric_row
+from cim.evaluation.metrics_file import Metric, add_boxes, merge_entries, metric_row, path_from
 from cim.inference.detections import write_results
 from cim.mask_rcnn.pixels import as_tensor, mask_boxes, resized
 from cim.models.backbones import RANDOM
@@ -150,20 +152,30 @@ def evaluate_mask_rcnn(
     """Detections of a split beside the checkpoint, and a row in the run's metrics.json; that row.
 
     Raises:
-        CimError: a data set without masks, or of other classes.
+        CimError: a data set without masks or boxes, or of other classes.
     """
     if dataset.annotations is None:
         raise CimError("no masks to evaluate with", fix="set data.val_annotations")
     detector = open_detector(checkpoint, config.device, dataset.classes)
     path = checkpoint.parent / "detections" / split / "results.json"
     write_results(path, detect_dataset(detector, dataset), len(dataset))
-    truth = load_ground_truth(dataset.annotations)
-    found = read_results(path, truth)
-    metric: Metric = "coco" if config.data.dataset == "coco" else "voc"
-    row = metric_row(truth, found, metric, with_corloc=split == config.data.train_split)
+    given = Given.read(dataset.annotations, path, dict(zip(dataset.category_ids, dataset.classes, strict=True)))
     paths = RunPaths(config)
-    files = {"results": str(path.resolve()), "annotations": str(dataset.annotations.resolve())}
+    files = {
+        "results": path_from(path, paths.metrics.parent),
+        "annotations": str(dataset.annotations.resolve()),
+        "classes": given.classes,
+    }
     settings = {"split": split, "mask_rcnn": str(checkpoint), "files": files}
+    row: dict[str, Any] = {}
+    if has_masks(given.truth):
+        truth = load_ground_truth(dataset.annotations)
+        found = read_results(path, truth)
+        metric: Metric = "coco" if config.data.dataset == "coco" else "voc"
+        row = metric_row(truth, found, metric, with_corloc=split == config.data.train_split)
+        merge_entries(paths.diagnosis, {"rows": {name: diagnose(truth, found)}})
+    else:
+        objects, guesses, _ = given.boxes()
+        add_boxes(row, box_row(objects, guesses))
     merge_entries(paths.metrics, {"rows": {name: row}, "settings": {name: settings}})
-    merge_entries(paths.diagnosis, {"rows": {name: diagnose(truth, found)}})
     return row

@@ -15,6 +15,7 @@ from cim.core.errors import CimError
 from cim.core.files import read_json
 from cim.core.photo import read_photo
 from cim.datasets.base import Dataset
+from cim.evaluation.box_files import has_masks
 from cim.evaluation.coco_results import GroundTruth, as_results, load_ground_truth, read_results
 from cim.pictures.visualize import draw_instances, save_picture, side_by_side
 
@@ -54,13 +55,13 @@ class PhotoSet:
 
     @classmethod
     def of(cls, dataset: Dataset) -> PhotoSet:
-        """From a data set; its annotation file is opened when it has one.
+        """From a data set; its annotation file is opened when it has one with masks.
 
         Raises:
             CimError: a damaged annotation file.
         """
         photos = {record.image_id: record.path for record in dataset}
-        if dataset.annotations is not None:
+        if dataset.annotations is not None and has_masks(read_json(dataset.annotations)):
             return cls(photos, load_ground_truth(dataset.annotations), True)
         sizes = {record.image_id: record.size for record in dataset}
         categories = dict(zip(dataset.category_ids, dataset.classes, strict=True))

@@ -145,14 +145,14 @@ def classes(source: Source) -> dict[str, Any]:
     rows = _rows(source)
     main = _main_row(rows)
     per_class: dict[str, dict[str, Any]] = rows[main].get("per_class", {})
-    keys = {key for values in per_class.values() for key in values if key.startswith("AP")}
-    metric = next((key for key in ("AP@0.50", "AP") if key in keys), None)
+    keys = {key for values in per_class.values() for key in values}
+    metric = next((key for key in ("AP@0.50", "AP", "box_AP") if key in keys), None)
     if metric is None:
         raise Absent("no values per class", "cim evaluate CONFIG")
     other = next((name for name in rows if name != main and not _is_ceiling(name)), None)
     beside = rows[other].get("per_class", {}) if other else {}
     bars = [
-        (name, values.get(metric), beside.get(name, {}).get(metric), values.get("instances"))
+        (name, values.get(metric), beside.get(name, {}).get(metric), values.get("instances", values.get("box_objects")))
         for name, values in per_class.items()
     ]
     bars.sort(key=lambda bar: -1.0 if bar[1] is None else bar[1], reverse=True)

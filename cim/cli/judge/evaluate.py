@@ -26,6 +26,7 @@ from cim.evaluation.metrics_file import (
     markdown,
     merge_entries,
     metric_row,
+    path_from,
 )
 from cim.inference.detections import (
     PublishedScores,
@@ -59,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
         raise CimError(f"split {split} has no annotations with masks", fix="pass --annotations, or upload the results")
     path, folder, settings = _results(args, config, dataset, split)
     rules = BoxRules(plus_one=args.box_plus_one, strict=args.box_strict)
-    files: dict[str, Any] = {"results": _relative(path, folder), "annotations": str(Path(truth_path).resolve())}
+    files: dict[str, Any] = {"results": path_from(path, folder), "annotations": str(Path(truth_path).resolve())}
     if dataset is not None:
         files["classes"] = _classes_by_id(dataset)
     settings |= {
@@ -131,12 +132,6 @@ def _classes_by_id(dataset: Dataset) -> dict[int, str]:
 def _tell_strangers(strangers: list[int | str]) -> None:
     if strangers:
         print(f"left out: results of {len(strangers)} photos that the annotations do not list, e.g. {strangers[0]}")
-
-
-def _relative(path: Path, folder: Path) -> str:
-    """A path inside ``folder`` as seen from there, so that the folder can be moved; another one in full."""
-    path, folder = path.resolve(), folder.resolve()
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
 def _results(

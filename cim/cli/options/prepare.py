@@ -37,10 +37,12 @@ def draw(target: argparse.ArgumentParser) -> None:
 def voc(target: argparse.ArgumentParser) -> None:
     describe(
         target,
-        "Make voc_2012_trainaug.json and voc_2012_val.json from a VOCdevkit and, if there is one, an SBD copy.",
-        "cim voc --devkit VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset",
+        "From VOCdevkit/VOC2012 and, if there is one, an SBD copy: voc_2012_trainaug.json and voc_2012_val.json. From "
+        "VOCdevkit/VOC2007: voc_2007_trainval.json and voc_2007_test.json with boxes, and voc_2007_..._masks.json of "
+        "the photos that have masks. The year is that of the folder's name, else of its annotations.",
+        "cim voc --devkit VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset\n  cim voc --devkit VOCdevkit/VOC2007",
     )
-    target.add_argument("--devkit", type=Path, required=True, help="VOCdevkit/VOC2012")
+    target.add_argument("--devkit", type=Path, required=True, help="VOCdevkit/VOC2012 or VOCdevkit/VOC2007")
     target.add_argument(
         "--sbd", type=Path, help="folder with inst/*.mat, train.txt, val.txt; without it: VOC's own train"
     )

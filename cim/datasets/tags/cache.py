@@ -21,7 +21,7 @@ from cim.datasets.tags.table import Column, TagFile, TagTable, Texts
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 SMALLEST = 2**22  # bytes; a smaller json is parsed in a tenth of a second and needs no second file
 
 

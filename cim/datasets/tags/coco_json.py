@@ -21,6 +21,7 @@ class _Pair(NamedTuple):
 
     image_id: Any
     category_id: Any
+    difficult: bool
 
 
 _KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -35,6 +36,7 @@ def read_tag_file(path: str | Path, fix: str | None = None) -> TagFile:
 
     Each annotation shrinks to (image, category) the moment it is parsed, so masks are neither kept nor needed,
     and a file without any masks gives the same result. Crowd annotations count: a crowd of people is people.
+    What VOC marks as ``difficult`` gives no tag, as in PCL's and OICR's programs and in VOC's own lists per class.
 
     Raises:
         CimError: missing file, no json, missing keys, an unknown category or image, an id or file name used twice.
@@ -90,7 +92,7 @@ def _load(path: Path, fix: str | None) -> Any:
 def _without_masks(entry: dict[str, Any]) -> Any:
     """json hook: annotations become pairs, run-length masks nothing; all other objects stay."""
     if "category_id" in entry or "image_id" in entry:
-        return _Pair(entry.get("image_id"), entry.get("category_id"))
+        return _Pair(entry.get("image_id"), entry.get("category_id"), bool(entry.get("difficult")))
     if "counts" in entry:
         return None
     return entry
@@ -160,5 +162,6 @@ def _tags(content: dict[str, Any], path: Path, index: dict[Any, int]) -> dict[An
             raise CimError("annotation of an unknown image", path=path, found=f"image_id {pair.image_id}")
         if pair.category_id not in index:
             raise CimError("annotation of an unknown category", path=path, found=f"category_id {pair.category_id}")
-        tags[pair.image_id].add(index[pair.category_id])
+        if not pair.difficult:
+            tags[pair.image_id].add(index[pair.category_id])
     return tags
