@@ -9,6 +9,7 @@ from doors import run_tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cim.evaluation.ranked as ranked_module
 from cim.core.errors import CimError
 from cim.core.files import read_json, write_json
 from cim.evaluation.box_files import as_result_list, guesses_of, has_masks, matched, objects_of
@@ -131,6 +132,17 @@ def test_a_draw_equals_a_data_set_with_copies(object_rows, guess_rows, photos):
         fast = rank_class(objects, guesses, k, rules).average_precision(draw, VOC2007_RECALLS)[0]
         slow = slow_average_precision(objects, guesses, k, rules, photos)
         assert np.isnan(fast) if slow is None else fast == pytest.approx(slow, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(object_rows, guess_rows, st.integers(0, 9))
+def test_tables_too_large_to_keep_give_the_same(object_rows, guess_rows, seed):
+    objects, guesses, draws = make_objects(object_rows), make_guesses(guess_rows), draw_photos(3, 6, seed)
+    kept = rank_class(objects, guesses, 0, BoxRules()).average_precision(draws, COCO_RECALLS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranked_module, "_SLAB", 0)
+        counted = rank_class(objects, guesses, 0, BoxRules()).average_precision(draws, COCO_RECALLS)
+    assert np.allclose(kept, counted, equal_nan=True, atol=1e-12)
 
 
 def test_draws_are_many_at_once_and_reproducible():

@@ -7,13 +7,14 @@ of photo i, the number of detections ranked up to it is linear in the draw, so a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 COCO_RECALLS = np.linspace(0.0, 1.0, 101)  # as the COCO code writes them
 VOC2007_RECALLS = np.arange(11) / 10  # as VOCap of the 2007 development kit means them
-_SLAB = 2_000_000  # numbers of a draws x hits table held at once
+_SLAB = 2_000_000  # numbers of a table held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +44,17 @@ class Ranked:
             float64 [R], 0..1; NaN where a draw has no object of the class.
         """
         found = np.full(len(draws), np.nan)
-        rows = max(1, _SLAB // max(int(self.hit.sum()), 1))
-        at = self._at_hits()
+        rows = max(1, _SLAB // max(int(self.hit.sum()) if self._fits else len(self.hit), 1))
         for begin in range(0, len(draws), rows):
-            found[begin : begin + rows] = self._of(draws[begin : begin + rows].astype(np.float64), recalls, *at)
+            found[begin : begin + rows] = self._of(draws[begin : begin + rows].astype(np.float64), recalls)
         return found
 
+    @property
+    def _fits(self) -> bool:
+        """Whether a table of photos and hits is small enough to be kept; else draws are counted one by one."""
+        return int(self.hit.sum()) * len(self.positives) <= _SLAB
+
+    @cached_property
     def _at_hits(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """For every photo and hit: the photo's detections, and hits, ranked up to it, float64 [I, P]."""
         places = np.flatnonzero(self.hit)
@@ -58,18 +64,20 @@ class Ranked:
         np.add.at(hits, (self.photo[places], np.arange(len(places))), 1)
         return above[:, :-1].cumsum(1), hits[:, :-1].cumsum(1)
 
-    def _of(
-        self,
-        draws: NDArray[np.float64],
-        recalls: NDArray[np.float64],
-        above: NDArray[np.float64],
-        hits: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
+    def _counts(self, draws: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Detections and hits ranked up to every hit, each [R, P]."""
+        if self._fits:
+            above, hits = self._at_hits
+            return draws @ above, draws @ hits
+        weights = draws[:, self.photo]
+        return weights.cumsum(1)[:, self.hit], (weights * self.hit).cumsum(1)[:, self.hit]
+
+    def _of(self, draws: NDArray[np.float64], recalls: NDArray[np.float64]) -> NDArray[np.float64]:
         positives = draws @ self.positives
+        above, taken = self._counts(draws)
         with np.errstate(divide="ignore", invalid="ignore"):
-            taken = draws @ hits
             recall = taken / positives[:, None]
-            precision = np.nan_to_num(taken / (draws @ above))  # hits of photos that were not drawn, before any other
+            precision = np.nan_to_num(taken / above)  # 0 of 0: hits of photos that were not drawn, before any other
         best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         reached = np.searchsorted(recalls, recall, side="right")  # how many of the recalls are at or below
         steps = np.diff(reached, axis=1, prepend=0)

@@ -112,6 +112,8 @@ def _judge_boxes(
     args: argparse.Namespace, given: Given, name: str, folder: Path, settings: dict[str, Any], rules: BoxRules
 ) -> None:
     """A row of annotations that have boxes alone."""
+    if args.oracle:
+        print("no oracle rows: they need annotated masks")
     objects, guesses, strangers = given.boxes()
     _tell_strangers(strangers)
     row: dict[str, Any] = {}
