@@ -152,7 +152,7 @@ def diagnose_image(
     # With "crowd" the C code divides by the area of the detection: how much of it lies inside the instance.
     inside = np.asarray(coco_mask.iou(masks, truths, [1] * len(truths)))
     covered = inside * areas[:, None] / np.maximum(mask_areas(truths), 1)
-    relations = Relations(coco_mask.iou(masks, truths, [0] * len(truths)), inside, covered)
+    relations = Relations(np.asarray(coco_mask.iou(masks, truths, [0] * len(truths))), inside, covered)
     same = np.array([r["category_id"] for r in found])[:, None] == np.array([a["category_id"] for a in instances])
     return kinds_of(relations, same), fates_of(relations, same), areas
 

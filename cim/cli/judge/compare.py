@@ -58,9 +58,9 @@ class GivenRuns:
         return cls(name or "+".join(_place(folder).name for folder in folders), folders)
 
 
-def collect(runs: list[Path]) -> dict[str, dict]:
+def collect(runs: list[Path]) -> dict[str, dict[str, Any]]:
     """All rows; with several runs each is named after its run, too."""
-    rows: dict[str, dict] = {}
+    rows: dict[str, dict[str, Any]] = {}
     names = [_place(run).name for run in runs]
     for run_path in runs:
         place = _place(run_path)

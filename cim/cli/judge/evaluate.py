@@ -176,7 +176,7 @@ def _name(args: argparse.Namespace, config: Config | None) -> str:
     return name if args.nms is None else f"{name}, {args.nms} NMS"
 
 
-def _tell(folder: Path, scored: dict[str, dict], diagnoses: dict[str, dict]) -> None:
+def _tell(folder: Path, scored: dict[str, dict[str, Any]], diagnoses: dict[str, dict[str, Any]]) -> None:
     rows = load_rows(folder)
     print(f"{markdown(rows)}\n\n{fates_markdown(rows)}")
     empty = next(iter(scored.values()))["classes_without_ground_truth"]
