@@ -314,7 +314,10 @@ def run_cell(name: str, args: argparse.Namespace) -> None:
     command += [] if args.refine else ["--no-refine"]
     began = time.monotonic()
     code = subprocess.run(list(map(str, command)), check=False).returncode
-    result = {"photos": len(read_tags(photos.tags)), "code": code, "seconds": time.monotonic() - began}
+    if code:  # the lines above say why; the same command tries again
+        print(f"failed: {name}, exit code {code}", file=sys.stderr)
+        return
+    result = {"photos": len(read_tags(photos.tags)), "seconds": time.monotonic() - began}
     result["broken"] = cell.broken
     for file in ("metrics", "verdicts", "diagnosis", "timings"):
         path = folder / "run" / f"{file}.json"
@@ -334,7 +337,7 @@ def table(results: dict[str, dict]) -> str:
         told = ", ".join(f"{stage} {verdict['level']}" for stage, verdict in result["verdicts"].items())
         minutes = sum(result["timings"].values()) / 60
         what = f"{name} (broken)" if result["broken"] else name
-        lines.append(f"| {what} | {result['photos']} | {scores} | {found} | {minutes:.1f} | {told or result['code']} |")
+        lines.append(f"| {what} | {result['photos']} | {scores} | {found} | {minutes:.1f} | {told} |")
     return "\n".join(lines)
 
 
