@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from cim.core.regions import RegionSet
 from cim.core.types import Clusters
 from cim.prm.assign import assign_from_peaks
-from cim.prm.evidence import LEAST, class_evidence, complete, relative_peaks
+from cim.prm.evidence import (
+    LEAST,
+    class_evidence,
+    complete,
+    relative_peaks,
+    speaks_against,
+    with_background,
+)
 from cim.prm.network import Peaks
 
 
@@ -82,6 +89,22 @@ def test_the_only_proposal_of_a_tag_is_left_to_it():
     two = Clusters(np.array([1, 0]), np.array([1, 2]))
     evidence = np.array([[1, 1], [0.2, 0.1]], np.float32)
     assert complete(two, evidence, [0, 1]).class_ids.tolist() == [1, 2]
+
+
+def test_what_every_map_speaks_against_is_background():
+    maps = np.full((2, 4, 4), -1.0)
+    maps[0, :, :2] = 3  # left
+    against = speaks_against(squares(), maps)
+    assert against.tolist() == [False, True, False, False]
+    maps[1] = 0.5
+    assert not speaks_against(squares(), maps).any()
+    clusters = Clusters(np.array([1, -1, 0, -1]), np.array([1, 0, 2, 0]))
+    done = with_background(clusters, np.array([True, True, True, False]))
+    assert done.class_ids.tolist() == [1, 0, 0, -1]
+    assert done.cluster.tolist() == [1, 2, 2, 0]
+    fresh = with_background(Clusters(np.array([1, -1]), np.array([4, 0])), np.array([False, True]))
+    assert fresh.cluster.tolist() == [4, 5]
+    assert len(speaks_against(RegionSet.from_masks(np.zeros((0, 8, 8), bool)), maps)) == 0
 
 
 def test_what_is_far_from_every_peak_is_background_when_asked_for():

@@ -90,7 +90,8 @@ class AssignConfig(Section):
     peak_rule: Literal["value", "relative"] = "value"  # published: peaks above a value; or a share of the highest
     peak_threshold: FiniteFloat = 10.0  # value
     peak_fraction: float = Field(default=0.7, ge=0, le=1)  # relative: of the highest peak of the class in that photo
-    background: Literal["touching", "rest"] = "touching"  # proposals without a class: those near one (published), all
+    # proposals without a class: those near one (published); also those whose class maps are negative; all
+    background: Literal["touching", "negative", "rest"] = "touching"
     evidence: bool = False  # keep what the class maps say of every proposal, for loss.evidence
     mean_mask_threshold: float = Field(default=0.7, ge=0, le=1)
     iou: float = Field(default=0.5, ge=0, le=1)

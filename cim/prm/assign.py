@@ -86,8 +86,7 @@ def assign(
             cover the place contain it.
         iou: proposals overlapping the stand-in by more than this take its class; those with less, but not
             nothing, are background unless another place claims them.
-        background: "touching" is that; "rest": those with nothing, too. What is far from every peak would else be free
-            to become the class.
+        background: "rest": those with nothing, too. What is far from every peak would else be free to become the class.
     """
     count, places = len(regions), len(class_ids)
     result = Clusters(np.full(count, -1, np.int64), np.zeros(count, np.int64))

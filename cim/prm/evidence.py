@@ -101,6 +101,26 @@ def class_evidence(regions: RegionSet, maps: np.ndarray, strength: np.ndarray) -
     return relative.clamp(min=LEAST).numpy()
 
 
+def speaks_against(regions: RegionSet, maps: np.ndarray) -> np.ndarray:
+    """Proposals inside which every class map is negative on average: bool [N].
+
+    Args:
+        maps: float [T, h, w] of the photo's tags, as a solved head gives them (0: as likely as not).
+    """
+    cover = _cover(regions, maps.shape[1:])
+    means = cover @ torch.from_numpy(maps.astype(np.float32)).flatten(1).T
+    return (means.amax(1) < 0).numpy() if means.numel() else np.zeros(len(regions), bool)
+
+
+def with_background(clusters: Clusters, rows: np.ndarray) -> Clusters:
+    """The labels with unlabelled proposals among ``rows`` (bool [N]) as background, in its cluster."""
+    class_ids, cluster = clusters.class_ids.copy(), clusters.cluster.copy()
+    there = cluster[class_ids == 0]
+    rows = rows & (class_ids < 0)
+    class_ids[rows], cluster[rows] = 0, there[0] if len(there) else cluster.max(initial=0) + 1
+    return Clusters(class_ids, cluster, clusters.evidence)
+
+
 def _cover(regions: RegionSet, size: tuple[int, ...]) -> Tensor:
     """Share of every cell that lies inside every proposal, float32 [N, h * w]."""
     atoms, members = torch.from_numpy(regions.atoms), torch.from_numpy(regions.members)

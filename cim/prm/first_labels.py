@@ -17,7 +17,7 @@ from cim.core.regions import RegionSet
 from cim.core.types import Clusters
 from cim.datasets.base import Dataset, Record
 from cim.prm.assign import assign_from_peaks, assign_from_points, read_points
-from cim.prm.evidence import PeakOptions, class_evidence, complete
+from cim.prm.evidence import PeakOptions, class_evidence, complete, speaks_against, with_background
 from cim.prm.fit import response_strength
 from cim.prm.network import Peaks, ResponseNet
 from cim.prm.photos import photo_batches
@@ -36,11 +36,11 @@ AGPL = "cim labels CONFIG"
 
 @dataclass(frozen=True)
 class AssignOptions:
-    """See :func:`cim.prm.assign.assign`."""
+    """See :func:`cim.prm.assign.assign`; background "negative" is "touching" there, and more is added from the maps."""
 
     mean_mask_threshold: float = 0.7
     iou: float = 0.5
-    background: Literal["touching", "rest"] = "touching"
+    background: Literal["touching", "negative", "rest"] = "touching"
 
 
 # ---------------------------------------------------------------------- peaks
@@ -175,6 +175,8 @@ class LabelStage:
         if "maps" not in arrays:
             path = self.peaks.path(record.image_id)
             raise CimError("peaks without maps", path=path, fix="make them again: --overwrite")
+        if self.options.background == "negative":
+            labels = with_background(labels, speaks_against(regions, arrays["maps"]))
         evidence = class_evidence(regions, arrays["maps"], arrays["strength"])
         whole = np.ones((len(regions), self.num_classes + 1), np.float32)
         whole[:, [tag + 1 for tag in record.tags]] = evidence

@@ -120,6 +120,8 @@ def _label(
     output = args.output or paths.first_labels
     store = Store.create(output, "clusters", provenance, args.overwrite)
     evidence = peaks is not None and assign.evidence
+    if peaks is not None and assign.background == "negative" and not evidence:
+        raise CimError("negative background is read from class maps", fix="--set assign.evidence=true")
     stage = LabelStage(regions, store, options, len(dataset.classes), peaks, points, evidence)
     unreadable = unreadable or {}
     able = having_proposals(dataset, regions)
