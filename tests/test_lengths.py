@@ -38,6 +38,17 @@ def test_a_budget_stretches_the_rule():
     assert Length(4, stretch=3).updates(tags, 4) == 2100
 
 
+def test_a_number_given_by_hand_is_kept(tmp_path):
+    from cim.config.loading import load_config
+
+    assert load_config("folder_mobilenet").train.epochs == 4
+    assert load_config("folder_mobilenet", ["train.updates=50"]).train.epochs is None
+    assert load_config("folder_mobilenet", ["train.updates=50", "train.epochs=2"]).train.epochs == 2
+    base = load_config.__globals__["CONFIG_DIR"] / "folder_mobilenet.yaml"
+    (tmp_path / "mine.yaml").write_text(f"base: {base}\ntrain:\n  updates: 9\n")
+    assert load_config(tmp_path / "mine.yaml").train.epochs is None
+
+
 def test_step_lies_inside():
     assert Length(4).steps(700) == (490,)
     assert Length(4).steps(1) == (1,)

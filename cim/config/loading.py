@@ -37,6 +37,8 @@ def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         except yaml.YAMLError:
             raise CimError(f"override is not yaml: {override}") from None
         _assign(values, key.split("."), value)
+        if key == "train.updates" and not any(other.startswith("train.epochs=") for other in overrides):
+            _assign(values, ["train", "epochs"], None)  # a number given by hand is not overruled by the rule below it
     values.setdefault("name", path.stem)
     values.setdefault("work_dir", f"runs/{values['name']}")
     try:
