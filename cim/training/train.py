@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +136,13 @@ def _train(config: Config, device: torch.device) -> Path:
         calibrate(model, source, device)
     tags = [record.tags for record in dataset if regions.has(record.image_id)]
     schedule = schedule_of(train, tags)
-    logger.info("%d updates of %d photos", schedule.updates, train.images_per_update)
     if train.balance:
         source = replace(source, order=balanced_order([record.tags for record in dataset], train.balance))
     criterion = build_criterion(config.mining, config.loss)
+    if distributed.is_main() and not paths.checkpoint.is_file():
+        minutes = schedule.updates * train.images_per_update * pass_seconds(model, source, criterion, device) / 60
+        text = "%d updates of %d photos, about %.0f minutes from the start on one process"
+        logger.info(text, schedule.updates, train.images_per_update, max(minutes, 1))
     pictures = MinedPictures(source.sample_at, len(source), criterion, dataset.classes, min(train.sides), device)
 
     def on_update(update: int, model: nn.Module) -> None:
@@ -156,6 +161,23 @@ def _train(config: Config, device: torch.device) -> Path:
         meta=describe(config, dataset, regions),
         on_update=on_update,
     )
+
+
+def pass_seconds(model: CIMNet, source: CIMSource, criterion: Criterion, device: torch.device) -> float:
+    """Seconds that one photo takes, forward and back: the second of two, since the first one warms up."""
+    model.to(device).train()
+    seconds = 0.0
+    samples = (source.sample_at(index, max(source.sides), False) for index in range(len(source)))
+    for sample in islice((sample for sample in samples if sample is not None), 2):
+        moved, generator = sample.to(device), torch.Generator(device).manual_seed(0)
+        began = time.perf_counter()
+        losses, _ = criterion(model(moved), moved, overlaps_of(moved), generator)
+        torch.stack(list(losses.values())).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - began
+    model.zero_grad(set_to_none=True)
+    return seconds
 
 
 def pools(config: Config) -> bool:
