@@ -37,7 +37,8 @@ from cim.models.roi_align import roi_align
 from cim.storage.published import open_regions
 from cim.storage.store import Store
 from cim.training.samples import overlaps_of
-from cim.training.train import CIMSource, CIMStep
+from cim.training.source import CIMSource
+from cim.training.train import CIMStep
 
 CLASSES, SIZE, PHOTOS = 20, (375, 500), 20
 

@@ -23,8 +23,10 @@ from cim.mining.miners import CIMMiner
 from cim.prm.train import train_prm
 from cim.storage.published import open_clusters, open_regions
 from cim.storage.store import Store
+from cim.training.kept import cached_pooled, calibrate, pools
 from cim.training.samples import overlaps_of
-from cim.training.train import CIMSource, cached_pooled, calibrate, pools, schedule_of, train_cim
+from cim.training.source import CIMSource
+from cim.training.train import schedule_of, train_cim
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from cim.core.regions import RegionSet
 from cim.datasets.base import Dataset, Record
 from cim.models.region_pool import RegionPool, cell_cover, ring_cover
 from cim.training.feature_cache import FeatureCache
+from cim.training.kept import cached_features
 from cim.training.samples import make_sample
-from cim.training.train import cached_features
 
 
 def slow_cover(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:

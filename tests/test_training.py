@@ -25,7 +25,9 @@ from cim.engine.run_logger import read_log
 from cim.models.backbones import Backbone
 from cim.proposals.options import provenance
 from cim.storage.store import Store
-from cim.training.train import CIMSource, missing_stages, open_artefacts, train_cim
+from cim.training.artefacts import missing_stages, open_artefacts
+from cim.training.source import CIMSource
+from cim.training.train import train_cim
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -183,7 +185,7 @@ def test_a_trained_run_with_other_tags_is_refused(config: Config, monkeypatch):
 
 def test_published_proposals_are_never_replaced_silently(config: Config, tmp_path: Path, monkeypatch):
     dataset = build_dataset(config.data, "train")
-    monkeypatch.setattr("cim.training.train.build_dataset", lambda *_: dataset)
+    monkeypatch.setattr("cim.training.artefacts.build_dataset", lambda *_: dataset)
     data = config.data.model_copy(update={"dataset": "voc", "proposals": str(tmp_path / "none")})
     with pytest.raises(CimError, match="cim import"):
         missing_stages(config.model_copy(update={"data": data}))

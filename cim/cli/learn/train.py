@@ -9,7 +9,8 @@ import os
 from cim.cli.main import call
 from cim.config.loading import load_config
 from cim.core.errors import CimError
-from cim.training.train import missing_stages, train_cim
+from cim.training.artefacts import missing_stages
+from cim.training.train import train_cim
 
 STAGES = {"proposals": "proposals", "prm": "prm", "first_labels": "labels"}  # and their commands
 

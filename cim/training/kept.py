@@ -1,0 +1,91 @@
+"""What CIM training computes once: the maps of a frozen trunk, or what the light head makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from cim.config.build import trunk_file
+from cim.config.run_paths import RunPaths
+from cim.config.schema import Config
+from cim.core.errors import CimError
+from cim.core.files import fingerprint
+from cim.datasets.base import Dataset
+from cim.engine.fit import distributed
+from cim.models.backbones import RANDOM
+from cim.models.cim_net import CIMNet
+from cim.models.region_pool import RegionPool
+from cim.storage.published import lineage
+from cim.training.feature_cache import FeatureCache
+from cim.training.pooled_cache import PooledCache
+from cim.training.source import CIMSource
+
+
+def pools(config: Config) -> bool:
+    """Whether what the light head reads can be kept: a frozen trunk without flips, photos at one size."""
+    train = config.train
+    light = config.model.head == "region_pool" and config.model.freeze == "all"
+    return train.cache_features and light and not train.flip and len(train.sides) == 1
+
+
+def cached_pooled(config: Config, model: CIMNet, source: CIMSource, device: torch.device) -> PooledCache:
+    """What the calibrated head makes of every photo and its proposals, computed now where it is missing.
+
+    Raises:
+        CimError: the folder holds those of another trunk, of other proposals or other photos.
+    """
+    made_from = {
+        "trunk": config.model.backbone,
+        "weights": trunk_weights(config),
+        "axes": list(config.model.axes),
+        "side": config.train.sides[0],
+        "proposals": lineage(source.regions.provenance),
+        "photos": source.dataset.digest,
+    }
+    cache = PooledCache.create(RunPaths(config).features, made_from)
+    if distributed.is_main():
+        model.to(device).eval()
+        cache.fill(model, replace(source, max_proposals=None), config.train.sides[0], device)
+    distributed.wait()
+    return cache
+
+
+def trunk_weights(config: Config) -> str:
+    """The trunk's weights as a name that changes with them."""
+    weights = config.model.weights
+    return str(weights if weights in (None, RANDOM) else fingerprint(trunk_file(config)))
+
+
+def cached_features(config: Config, model: CIMNet, dataset: Dataset, device: torch.device) -> FeatureCache | None:
+    """The maps of the frozen trunk for all images, computed now where they are missing; None when not asked for.
+
+    Raises:
+        CimError: the trunk is trained or photos are flipped; the folder holds another trunk's maps.
+    """
+    train = config.train
+    if not train.cache_features:
+        return None
+    if train.flip or any(p.requires_grad for p in model.backbone.parameters()):
+        raise CimError(
+            "features cannot be kept", expected="a frozen trunk and no flips", fix="--set train.cache_features=false"
+        )
+    trunk = f"{config.model.backbone} ({' + '.join(map(str, model.backbone.parts))} channels)"
+    cache = FeatureCache.create(RunPaths(config).features, trunk, trunk_weights(config))
+    if distributed.is_main():
+        cache.fill(model.to(device).eval().features, dataset, train.sides, device)
+    distributed.wait()
+    return cache
+
+
+@torch.no_grad()
+def calibrate(model: CIMNet, source: CIMSource, device: torch.device, images: int = 64) -> None:
+    """Let the region-pooling head measure the trunk's features on images spread over the data set."""
+    if not isinstance(model.roi_head, RegionPool):
+        return
+    model.to(device).eval()
+    spread = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int)
+    samples = (source.sample_at(int(index), min(source.sides), False) for index in spread)
+    moved = (sample.to(device) for sample in samples if sample is not None)
+    model.roi_head.calibrate((model.features_of(sample), sample) for sample in moved)
