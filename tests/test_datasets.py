@@ -170,7 +170,6 @@ CSV_ERRORS = [
     ("image;labels\na.jpg;cat\n", "no column 'image'"),
     ("", "no column 'image'"),
     ("image,labels\n", "no photos in the tag file"),
-    ("image,labels\na.jpg,cat\nb.png,\n", "line 3; found b.png"),
     ("image,labels\na.jpg,cat\nb.png,;\n", "photo without a label"),
     ("image,labels\n,cat\n", "no image named"),
     ("image,labels\na.jpg,cat,dog\n", "more values than columns"),
@@ -464,6 +463,19 @@ def test_animals(reference):
     assert (len(train), len(val), len(train.classes)) == (700, 138, 7)
     from_annotations = build_dataset(config.model_copy(update={"val_tags": None}), "val")
     assert {r.image_id: r.tags for r in val} == {r.image_id: r.tags for r in from_annotations}
+
+
+def test_photos_of_no_class(shop, tmp_path):
+    """Rows without labels, and a folder of negatives: records without tags."""
+    (shop / "train.csv").write_text("image,labels\na.jpg,cat\nb.png,\n")
+    (shop / "other").mkdir()
+    Image.new("RGB", (8, 6)).save(shop / "other" / "field.png")
+    found = open_folder(shop / "train", shop / "train.csv", negatives=shop / "other")
+    assert [record.tags for record in found] == [(0,), (), ()] and found.classes == ("cat",)
+    assert found.records[-1].image_id == "negatives/field.png" and found.records[-1].size == (6, 8)
+    (shop / "train.csv").write_text("image,labels\na.jpg,\n")
+    with pytest.raises(CimError, match="no photo has a label"):
+        open_folder(shop / "train", shop / "train.csv")
 
 
 def test_vocabulary_opens_no_photo(shop):

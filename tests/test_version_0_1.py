@@ -173,7 +173,7 @@ def test_report_and_pictures_of_the_run():
     for name, row in read("run/metrics.json")["rows"].items():
         assert name in text and f"{row['mAP@0.50']:.1f}" in text
     assert "Learning rate" in text and "data:image" in text
-    assert run_tool("visualize", CONFIG, "--max-images", 1, "--output", "painted") == 0
+    assert run_tool("visualize", CONFIG, "--max-images", 1, "--output", "painted", *ONE) == 0
     assert any(Path("painted").iterdir())
 
 

@@ -52,6 +52,7 @@ def _build_folder(config: DataConfig, split: str) -> Dataset:
             config.tags,
             annotations=config.train_annotations,
             category_source=config.val_annotations or config.train_annotations,
+            negatives=config.negatives,
             name="train",
         )
     if not (config.val_images or config.val_tags or config.val_annotations):

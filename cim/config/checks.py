@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -117,7 +117,8 @@ def _check_tags(config: Config, split: str, wanted: tuple[str, ...]) -> tuple[Fi
         unused = [label for index, label in enumerate(dataset.classes) if index not in used]
         if len(used) == 0:
             return Finding(wanted, what, "missing", f"{detail}, none with a tag", "tag the training photos"), dataset
-        detail += f", {untagged} without a tag (not trained on)" if untagged else ""
+        use = "negatives" if config.prm.fit == "converge" else "not trained on"
+        detail += f", {untagged} without a tag ({use})" if untagged else ""
         detail += f", no photo of {', '.join(unused)}" if unused else ""
     return Finding(wanted, what, "ok", detail), dataset
 
@@ -213,6 +214,8 @@ def _check_proposals(
         return Finding(wanted, what, "missing", str(path), fix)
     try:
         source = open_regions(path)
+        negatives = config.data.dataset == "folder" and split == config.data.train_split
+        dataset = replace(dataset, records=[record for record in dataset if record.tags or not negatives])
         absent = [record for record in dataset if not source.has(record.image_id)]
     except CimError as error:
         return _failure(error, wanted, what, fix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +75,7 @@ def open_folder(
     annotations: str | Path | None = None,
     category_source: str | Path | None = None,
     vocabulary: Vocabulary | None = None,
+    negatives: str | Path | None = None,
     name: str = "folder",
 ) -> Dataset:
     """A data set from a folder of photos.
@@ -88,6 +89,7 @@ def open_folder(
             file name. Elsewhere the id is the tags' json's, or the file name relative to ``images``.
         category_source: see :func:`read_vocabulary`.
         vocabulary: classes of the training photos, for any other split; None: this is the training split.
+        negatives: folder of further photos that show none of the classes; their ids begin with "negatives/".
         name: of the data set, for messages.
 
     Raises:
@@ -105,6 +107,8 @@ def open_folder(
         raise CimError("no photos here", path=listing.source, expected=", ".join(PHOTO_SUFFIXES))
     if truth is not None:
         _check_categories(truth, vocabulary.classes)
+    if negatives is not None:
+        listing = replace(listing, photos=listing.photos + _negatives(Path(negatives)))
     index = {label: number for number, label in enumerate(vocabulary.classes)}
     find_id = _id_lookup(listing, truth)
     records = _records(listing, index, find_id)
@@ -112,6 +116,11 @@ def open_folder(
 
 
 # ---------------------------------------------------------------------- listings
+
+
+def _negatives(folder: Path) -> tuple[_Tagged, ...]:
+    _check_folder(folder)
+    return tuple(_Tagged(f"negatives/{path.relative_to(folder).as_posix()}", path, ()) for path in photos_in(folder))
 
 
 def _training_listing(images: Path, tags: str | Path | None) -> Listing:
@@ -157,8 +166,6 @@ def _from_csv(images: Path, path: Path) -> Listing:
         where = f"{path}, line {line}"
         if not name:
             raise CimError("no image named", path=where)
-        if not labels:
-            raise CimError("photo without a label", path=where, found=name, fix="give it a label or remove the line")
         photo = finder.find(name, where)
         if photo in seen:
             raise CimError("photo named twice", path=where, found=f"{name}, already in line {seen[photo]}")
@@ -166,7 +173,10 @@ def _from_csv(images: Path, path: Path) -> Listing:
         photos.append(_Tagged(photo.relative_to(images).as_posix(), photo, labels))
     if not photos:
         raise CimError("no photos in the tag file", path=path, expected="lines of image,labels")
-    return Listing(path, tuple(photos), tuple(sorted({label for photo in photos for label in photo.labels})))
+    classes = tuple(sorted({label for photo in photos for label in photo.labels}))
+    if not classes:
+        raise CimError("no photo has a label", path=path, expected="lines of image,labels")
+    return Listing(path, tuple(photos), classes)
 
 
 def _from_tag_file(images: Path, file: TagFile) -> Listing:

@@ -42,7 +42,7 @@ def write_config(args: argparse.Namespace) -> Path:
     Raises:
         CimError: files that are not there or cannot be used, or options that do not go together.
     """
-    for path in (args.images, args.tags, args.val, args.val_tags, args.val_masks, args.weights):
+    for path in (args.images, args.tags, args.negatives, args.val, args.val_tags, args.val_masks, args.weights):
         if path is not None and not path.exists():
             raise CimError("no such file or folder", path=path)
     if args.val is None and (args.val_tags or args.val_masks):
@@ -61,6 +61,7 @@ def write_config(args: argparse.Namespace) -> Path:
         "eval_split": "val",
         "images": args.images,
         "tags": args.tags,
+        "negatives": args.negatives,
         "val_images": args.val,
         "val_tags": args.val_tags,
         "val_annotations": args.val_masks,
@@ -81,7 +82,7 @@ def state_of(args: argparse.Namespace) -> str:
     """Photos and tags as they are now: when they change, finished stages look again. What the run writes is no input,
     wherever its folder lies."""
     files = [path for path in (args.tags, args.val_tags, args.val_masks) if path]
-    for folder in filter(None, (args.images, args.val)):
+    for folder in filter(None, (args.images, args.negatives, args.val)):
         files += sorted(path for path in folder.rglob("*") if path.is_file())
     run_dir = args.output.resolve()
     return "".join(f"\n{file_state(path)}" for path in files if run_dir not in path.resolve().parents)

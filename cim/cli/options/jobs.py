@@ -23,6 +23,9 @@ def run(target: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--tags", type=Path, help="tags.csv (image,labels) or COCO json; default: one sub-folder a class"
     )
+    target.add_argument(
+        "--negatives", type=Path, help="folder of photos that show none of the classes (or rows with empty labels)"
+    )
     target.add_argument("--output", type=Path, required=True, help="run folder")
     target.add_argument("--val", type=Path, help="folder of photos to evaluate on")
     target.add_argument("--val-tags", type=Path, help="their tags (default: from --val-masks)")

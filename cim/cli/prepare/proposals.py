@@ -10,10 +10,10 @@ from cim.config.build import build_dataset, proposer_options
 from cim.config.device import resolve_device
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
-from cim.config.schema import ProposalConfig
+from cim.config.schema import Config, ProposalConfig
 from cim.core.errors import CimError
 from cim.core.parallel import run_stage
-from cim.datasets.base import Record
+from cim.datasets.base import Dataset, Record
 from cim.datasets.photo_files import PHOTO_SUFFIXES
 from cim.proposals.options import provenance
 from cim.proposals.published_tree import refuse_shared_names
@@ -51,7 +51,7 @@ def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path]
     if args.config is not None:
         config = load_config(args.config, args.set)
         split = args.split or config.data.train_split
-        settings, records = config.proposals, list(build_dataset(config.data, split))
+        settings, records = config.proposals, _wanted(build_dataset(config.data, split), split, config)
         output = args.output or RunPaths(config).proposals(split)
     elif args.output is None or args.set or args.split:
         raise CimError("--images goes with --output, and without --set and --split")
@@ -68,6 +68,12 @@ def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path]
     if given.get("max_proposals", 1) < 1:
         raise CimError("--max-proposals starts at 1", found=args.max_proposals)
     return settings.model_copy(update=given), records, output
+
+
+def _wanted(dataset: Dataset, split: str, config: Config) -> list[Record]:
+    """Photos that need proposals: of a folder's training photos those with tags, since negatives have no masks."""
+    negatives = config.data.dataset == "folder" and split == config.data.train_split
+    return [record for record in dataset if record.tags or not negatives]
 
 
 def _folder(images: Path) -> list[Record]:

@@ -15,6 +15,8 @@ COLUMNS = ("image", "labels")
 def csv_rows(path: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
     """(line number, image, labels) of every row that is not blank; labels are sorted and each is named once.
 
+    An empty cell means that the photo shows none of the classes: a negative.
+
     Raises:
         CimError: not a csv, a missing column, more values than columns.
     """
@@ -37,7 +39,11 @@ def csv_rows(path: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
                     )
                 if any("\n" in (row[column] or "") for column in COLUMNS):
                     raise CimError("a quote that is not closed", path=f"{path}, line {rows.line_num} or before")
-                labels = tuple(sorted(set(filter(None, re.split(r"[\s;,]+", row["labels"] or "")))))
-                yield rows.line_num, (row["image"] or "").strip(), labels
+                text, name = (row["labels"] or "").strip(), (row["image"] or "").strip()
+                labels = tuple(sorted(set(filter(None, re.split(r"[\s;,]+", text)))))
+                if text and not labels:
+                    where, fix = f"{path}, line {rows.line_num}", "give it a label, or none at all: a photo of no class"
+                    raise CimError("photo without a label", path=where, found=name, fix=fix)
+                yield rows.line_num, name, labels
     except (UnicodeDecodeError, csv.Error) as error:
         raise CimError("not a csv file in UTF-8", path=path, found=error) from None
