@@ -95,13 +95,13 @@ def test_first_labels(missing, level):
     assert ("dog on 0.jpg" in verdict.reason) == (missing > 0)
 
 
-def masks(agreement: float = 0.8, area: float = 0.2, alike: bool = False, n: int = 40) -> BestMasks:
+def masks(agreement: float = 0.8, area: float = 0.2, alike: bool = False, n: int = 40, holds: float = 0.9) -> BestMasks:
     rng = np.random.default_rng(0)
     small = np.zeros((n, SIDE, SIDE), bool)
     for mask in small:
         y, x = (3, 3) if alike else rng.integers(0, 12, 2)
         mask[y : y + 4, x : x + 4] = True
-    return BestMasks(np.arange(n) % 2, np.full(n, agreement), np.full(n, area), small)
+    return BestMasks(np.arange(n) % 2, np.full(n, agreement), np.full(n, area), small, np.full(n, holds))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,9 @@ def masks(agreement: float = 0.8, area: float = 0.2, alike: bool = False, n: int
         (masks(agreement=0.1), "failed"),
         (masks(area=0.95), "failed"),
         (masks(alike=True), "failed"),
+        (masks(holds=0.5), "doubtful"),
+        (masks(holds=0.1), "failed"),
+        (masks(holds=np.nan), "fine"),
         (masks(n=0), "failed"),
     ],
 )
@@ -153,7 +156,12 @@ def test_best_masks_out_of_stored_scores(tmp_path):
             one, other = (stack[arrays[key][:, tag].argmax()] for key in ("scores", "mil"))
             slow.append((tag, (one & other).sum() / (one | other).sum(), one.mean()))
     dataset = Dataset("train", ("x", "y"), (1, 2), tuple(records))
-    found = best_masks(dataset, open_regions(tmp_path / "r"), scores)
+    places = Store.create(tmp_path / "p", "peaks", {})
+    tops = np.array([[0, 1, 2], [0, 3, 1], [1, 0, 0]], np.int32)  # class, row, column on a grid of 6 x 8
+    places.save("a", peaks=tops, values=np.array([1, 2, 3], np.float32), grid=np.array([6, 8], np.int32))
+    found = best_masks(dataset, open_regions(tmp_path / "r"), scores, places)
+    first = open_regions(tmp_path / "r").load("a").masks()[scores.load("a")["scores"].argmax(0)]
+    assert found.holds[:2].tolist() == [first[0, 15, 5], first[1, 0, 0]] and np.isnan(found.holds[2])
     assert found.class_ids.tolist() == [tag for tag, _, _ in slow]
     np.testing.assert_allclose(found.agreement, [value for _, value, _ in slow])
     np.testing.assert_allclose(found.area, [value for _, _, value in slow])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 
 from cim.config.build import build_dataset
 from cim.config.device import resolve_device
@@ -16,6 +17,7 @@ from cim.inference.best_masks import best_masks
 from cim.inference.detections import Selection, detect, upload_name, write_upload
 from cim.inference.scores import detection_store, evaluation_dir, find_checkpoint, load_trained, score_dataset
 from cim.storage.published import having_proposals, open_regions
+from cim.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,11 @@ def main(args: argparse.Namespace) -> int:
             elif dataset.annotations is not None:
                 logger.info("next: cim evaluate %s", args.config)
             if split == config.data.train_split:
-                verdict = judge_masks(best_masks(dataset, source, store), dataset.classes)
+                verdict = judge_masks(best_masks(dataset, source, store, _peaks(paths.peaks(split))), dataset.classes)
                 save_verdict(paths.verdicts, "CIM", verdict)
                 logger.info("%s", verdict.line("CIM"))
         return report.exit_code()
+
+
+def _peaks(path: Path) -> Store | None:
+    return Store.open(path, "peaks") if Store.kind_at(path) == "peaks" else None
