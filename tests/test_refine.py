@@ -28,7 +28,7 @@ from cim.engine.checkpoints import load_checkpoint
 from cim.labels.export import NAME, label_path
 from cim.mask_rcnn.detect import MaskDetector, load_detector
 from cim.mask_rcnn.pixels import mask_boxes, target_size
-from cim.mask_rcnn.train import LabelSource, _param_groups, open_labels, refine_step, train_mask_rcnn
+from cim.mask_rcnn.train import LabelSource, _param_groups, open_labels, refine_step, schedule_of, train_mask_rcnn
 from cim.models import mask_rcnn
 from cim.models.mask_rcnn import BUILDS, build_mask_rcnn, weighted_box_losses, weighted_mask_loss
 
@@ -409,6 +409,15 @@ def test_the_trunk_learns_at_its_own_rate(network):
     assert not own & {id(p) for p in rest["params"]}
     learning = [p for p in network.parameters() if p.requires_grad]
     assert len(trunk["params"]) + len(rest["params"]) == len(learning)
+
+
+def test_as_long_as_the_rule_says():
+    config = RefineConfig(images_per_update=4, epochs=6)
+    labels = [[1, 2]] * 350 + [[3]] * 350
+    assert schedule_of(config, labels).updates == 1050 and schedule_of(config, labels).steps == (840,)
+    assert schedule_of(config.model_copy(update={"stretch": 2}), labels).updates == 2100
+    assert schedule_of(config, [[1]] * 20).updates == 400  # the floor
+    assert schedule_of(RefineConfig(), labels).updates == 18000
 
 
 def test_no_labels_yet(tmp_path, capsys):

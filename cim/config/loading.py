@@ -37,8 +37,9 @@ def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         except yaml.YAMLError:
             raise CimError(f"override is not yaml: {override}") from None
         _assign(values, key.split("."), value)
-        if key == "train.updates" and not any(other.startswith("train.epochs=") for other in overrides):
-            _assign(values, ["train", "epochs"], None)  # a number given by hand is not overruled by the rule below it
+        section, _, name = key.partition(".")
+        if name == "updates" and not any(other.startswith(f"{section}.epochs=") for other in overrides):
+            _assign(values, [section, "epochs"], None)  # a number given by hand is not overruled by a rule of the file
     values.setdefault("name", path.stem)
     values.setdefault("work_dir", f"runs/{values['name']}")
     try:
@@ -83,6 +84,9 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     strange = [key for key in values if not isinstance(key, str)]
     if strange:
         raise CimError("a key that is no name", path=path, found=strange[0])
+    for section in ("train", "refine"):  # a number of updates is not overruled by the rule of a base
+        if isinstance(own := values.get(section), dict) and "updates" in own:
+            own.setdefault("epochs", None)
     base = values.pop("base", None)
     if not isinstance(base, str | None):
         raise CimError("base is not a file name", path=path, found=base)

@@ -215,6 +215,8 @@ class RefineConfig(Section):
     micro_batch: int = Field(default=2, ge=1)  # images per pass through the network; memory grows with it
     updates: PositiveInt = 18000
     step: tuple[int, ...] = (12000, 16000)
+    epochs: PositiveFloat | None = None  # instead of updates and step, as train.epochs, with its floor and ceiling
+    stretch: PositiveFloat = 1.0  # times what that rule says
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.02
     trunk_lr_factor: float = Field(default=1.0, gt=0)  # the trunk's rate as a fraction of lr

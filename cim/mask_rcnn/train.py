@@ -25,8 +25,11 @@ from cim.engine.fit import FitOptions, Schedule, fit
 from cim.labels.label_files import read_labels
 from cim.mask_rcnn.pixels import as_tensor, mask_boxes, resized, target_size
 from cim.models.mask_rcnn import build_mask_rcnn
+from cim.training.lengths import Length
 
 logger = logging.getLogger(__name__)
+
+STEP = 0.8  # share of the updates after which the rate falls, where a rule sets their number
 
 
 @dataclass(frozen=True)
@@ -187,9 +190,7 @@ def train_mask_rcnn(config: Config, labels: Path, images: Path | None = None, ru
         source,
         refine_step,
         param_groups=_param_groups(model, refine),
-        schedule=Schedule(
-            refine.images_per_update, refine.updates, refine.step, 0.1, refine.warmup_updates, warmup_factor=1e-3
-        ),
+        schedule=schedule_of(refine, [sorted(set(photo.labels)) for photo in photos]),
         options=FitOptions(
             precision=refine.precision,
             workers=refine.workers,
@@ -210,6 +211,17 @@ def train_mask_rcnn(config: Config, labels: Path, images: Path | None = None, ru
             "settings": {name: getattr(refine, name) for name in same},
         },
     )
+
+
+def schedule_of(refine: RefineConfig, labels: Sequence[Sequence[int]] = ()) -> Schedule:
+    """The engine's schedule of a config; with ``refine.epochs``, for photos with labels of these classes."""
+    updates, steps = refine.updates, refine.step
+    if refine.epochs is not None:
+        length = Length(refine.epochs, step=STEP, stretch=refine.stretch)
+        updates = length.updates(labels, refine.images_per_update)
+        steps = length.steps(updates)
+        logger.info("Mask R-CNN: %d updates of %d photos", updates, refine.images_per_update)
+    return Schedule(refine.images_per_update, updates, steps, 0.1, refine.warmup_updates, warmup_factor=1e-3)
 
 
 def _param_groups(model: nn.Module, refine: RefineConfig) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from cim.labels.export import chosen_path, label_path
 BUDGETS: dict[str, dict[str, object]] = {  # changes to the light schedule
     "quick": {"train.stretch": 0.6},  # and no Mask R-CNN: a short one is worse than its labels
     "normal": {},
-    "long": {"train.stretch": 3, "refine.updates": 4000, "refine.step": [3000]},
+    "long": {"train.stretch": 3, "refine.stretch": 4},
 }
 
 
