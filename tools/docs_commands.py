@@ -11,6 +11,7 @@ import importlib.util
 import io
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,6 +165,7 @@ def program_at(path: Path) -> Program:
         return Program(path.name, frozenset(flags) | {"--help"})
     spec = importlib.util.spec_from_file_location(f"documented_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
     spec.loader.exec_module(module)
     return _with_parser(path.name, module.get_parser())
 
