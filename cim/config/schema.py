@@ -190,6 +190,8 @@ class InferConfig(Section):
     nms: Literal["box", "mask"] = "box"
     nms_iou: float = 0.3
     max_per_image: PositiveInt = 100
+    # lower the score of a region that holds two separate ones of this share of its score (cim/inference/groups.py)
+    group_ratio: float | None = Field(default=None, gt=0)
     max_proposals: PositiveInt | None = None
 
 

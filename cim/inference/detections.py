@@ -86,10 +86,11 @@ class Selection:
     nms: Literal["box", "mask"] = "box"
     nms_iou: float = 0.3
     max_per_image: int | None = 100
+    group_ratio: float | None = None
 
     @classmethod
     def of(cls, infer: InferConfig) -> Selection:
-        return cls(infer.score_threshold, infer.nms, infer.nms_iou, infer.max_per_image)
+        return cls(infer.score_threshold, infer.nms, infer.nms_iou, infer.max_per_image, infer.group_ratio)
 
 
 def select_dataset(

@@ -10,6 +10,7 @@ import numpy as np
 from cim.core.regions import RegionSet
 from cim.core.run_lengths import compressed
 from cim.core.types import Instances, Rle
+from cim.inference.groups import lower_groups
 
 _BLOCK = 512  # candidates looked at together while walking down the ranking
 
@@ -23,6 +24,7 @@ def select(
     nms: Literal["box", "mask"] = "box",
     nms_iou: float = 0.3,
     max_per_image: int | None = 100,
+    group_ratio: float | None = None,
     tags: Sequence[int] | None = None,
 ) -> Instances:
     """The detections of one image, best first.
@@ -35,6 +37,7 @@ def select(
         nms: which overlap suppresses, that of boxes (published) or that of masks.
         nms_iou: a proposal that overlaps a better one of its class by more is dropped.
         max_per_image: over all classes; scores equal to the last one stay too. None: no limit.
+        group_ratio: lower the scores of groups first (:func:`cim.inference.groups.lower_groups`); None: as published.
         tags: classes 0..C-1 to keep; None keeps all.
 
     Raises:
@@ -42,6 +45,8 @@ def select(
     """
     if scores.ndim != 2 or len(scores) != len(regions):
         raise ValueError(f"scores must be [{len(regions)}, C]; found {list(scores.shape)}")
+    if group_ratio is not None:
+        scores = lower_groups(regions, scores, group_ratio)
     proposal, class_ids = select_index(
         regions, scores, score_threshold=score_threshold, nms=nms, nms_iou=nms_iou, limit=max_per_image, tags=tags
     )
