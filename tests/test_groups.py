@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cim.core.regions import RegionSet
-from cim.inference.groups import APART, INSIDE, LOWERED, SMALLER, lower_groups, member_strength
 from cim.inference.selection import select
+from cim.mining.groups import APART, INSIDE, LOWERED, SMALLER, lower_groups, member_strength
 
 
 def two_animals() -> RegionSet:

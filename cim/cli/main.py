@@ -60,6 +60,7 @@ GROUPS = (
             "labels": "first labels from its peaks, or from points",
             "peaks": "pictures of peaks and first labels",
             "train": "train CIM",
+            "scenes": "scenes of known truth, for a second training of CIM",
             "refine": "train Mask R-CNN on pseudo labels",
         },
     ),

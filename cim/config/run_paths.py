@@ -47,6 +47,12 @@ class RunPaths:
         return Path(given) if given else self.work_dir / "first_labels"
 
     @property
+    def scenes(self) -> Path:
+        """Scenes of known truth for a second training."""
+        given = self.config.data.scenes
+        return Path(given) if given else self.work_dir / "scenes"
+
+    @property
     def features(self) -> Path:
         """Feature maps of a frozen trunk."""
         given = self.config.data.features

@@ -44,6 +44,7 @@ class DataConfig(Section):
     val_proposals: str | None = None
     features: str | None = None  # maps of a frozen trunk (train.cache_features); may be shared by runs
     first_labels: str | None = None  # clusters store or published label_assign/*.pkl
+    scenes: str | None = None  # scenes of known truth (train.scenes); None: <work_dir>/scenes
 
 
 class ProposalConfig(Section):
@@ -159,6 +160,8 @@ class TrainConfig(Section):
     stretch: PositiveFloat = 1.0  # times what the rule says: less or more training
     # photos of rare classes come more often; 1: as often as those of common ones
     balance: float = Field(default=0.0, ge=0, le=1)
+    start: str | None = None  # checkpoint of a trained network to go on from, with a schedule of its own
+    scenes: NonNegativeInt = 0  # scenes of known truth beside the photos of an update (cim/training/scenes.py); 0: none
     gamma: float = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 2.5e-4
@@ -190,7 +193,7 @@ class InferConfig(Section):
     nms: Literal["box", "mask"] = "box"
     nms_iou: float = 0.3
     max_per_image: PositiveInt = 100
-    # lower the score of a region that holds two separate ones of this share of its score (cim/inference/groups.py)
+    # lower the score of a region that holds two separate ones of this share of its score (cim/mining/groups.py)
     group_ratio: float | None = Field(default=None, gt=0)
     max_proposals: PositiveInt | None = None
 

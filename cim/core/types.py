@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -76,6 +76,8 @@ class Sample:
             without masks (``members`` is then [N, 0]); None otherwise. ``cim.training.samples.overlaps_of`` hides this.
         evidence: float32 [N, C+1] (see :class:`Clusters`); None where it is not known.
         pooled: floating [N, d], what a light head made of the frozen trunk's map before; None otherwise.
+        truth: of a scene (:mod:`cim.training.scenes`), float32 [2, M, N]: mask IoU with its M instances, and share of
+            each that lies inside; ``truth_class``: int64 [], their class, 1..C. None for photos: labels are mined.
     """
 
     image_id: int | str
@@ -93,6 +95,8 @@ class Sample:
     overlaps: Overlaps | None = None
     evidence: Tensor | None = None
     pooled: Tensor | None = None
+    truth: Tensor | None = None
+    truth_class: Tensor | None = None
 
     def to(self, device: str | device) -> Sample:
         """The same with every tensor on ``device``."""
@@ -100,6 +104,16 @@ class Sample:
         if self.overlaps is not None:
             moved["overlaps"] = type(self.overlaps)(*(v.to(device, non_blocking=True) for v in self.overlaps))
         return replace(self, **moved)
+
+
+class SceneTruth(NamedTuple):
+    """What N proposals have to do with the M instances of a scene, float32 [M, N] each.
+
+    ``iou``: mask IoU; ``covered``: share of the instance that lies inside the proposal.
+    """
+
+    iou: np.ndarray
+    covered: np.ndarray
 
 
 @dataclass(frozen=True)

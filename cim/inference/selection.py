@@ -10,7 +10,7 @@ import numpy as np
 from cim.core.regions import RegionSet
 from cim.core.run_lengths import compressed
 from cim.core.types import Instances, Rle
-from cim.inference.groups import lower_groups
+from cim.mining.groups import lower_groups
 
 _BLOCK = 512  # candidates looked at together while walking down the ranking
 
@@ -37,7 +37,7 @@ def select(
         nms: which overlap suppresses, that of boxes (published) or that of masks.
         nms_iou: a proposal that overlaps a better one of its class by more is dropped.
         max_per_image: over all classes; scores equal to the last one stay too. None: no limit.
-        group_ratio: lower the scores of groups first (:func:`cim.inference.groups.lower_groups`); None: as published.
+        group_ratio: lower the scores of groups first (:func:`cim.mining.groups.lower_groups`); None: as published.
         tags: classes 0..C-1 to keep; None keeps all.
 
     Raises:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from cim.core.regions import Overlaps
 from cim.core.types import PseudoLabels, RoiScores, Sample
 from cim.mining.miners import Miner
+from cim.mining.scene_labels import scene_labels
 
 CLAMP = 1e-6  # published
 FLOOR = 1e-30  # stable; 1 / FLOOR still fits a float32
@@ -70,7 +71,7 @@ class Criterion:
 
         Args:
             scores: of the image's proposals, in any floating dtype; losses are float32.
-            sample: only tags [C], class_ids and cluster [N] are used.
+            sample: only tags [C], class_ids and cluster [N] are used, and a scene's truth, instead of mining.
             overlaps: mask IoU and containment [N, N].
             generator: for anti-noise sampling.
 
@@ -80,7 +81,12 @@ class Criterion:
             "ignored{k}" (shares of the proposals), "skipped" (branches where nothing was mined).
         """
         scores = self.informed(scores, sample)
-        labels = self.mine(scores, sample.tags, overlaps, generator)
+        labels: list[PseudoLabels | None]
+        if sample.truth is None or sample.truth_class is None:
+            labels = self.mine(scores, sample.tags, overlaps, generator)
+        else:
+            (iou, covered), class_number = sample.truth, sample.truth_class
+            labels = [scene_labels(iou, covered, class_number, k) for k in range(len(scores.refine_cls))]
         losses = self.unweighted(scores, sample, labels)
         return {name: self.weights.of(name) * value for name, value in losses.items()}, diagnostics(labels)
 
@@ -113,7 +119,7 @@ class Criterion:
             for k, mined in enumerate(labels):
                 if mined is None:
                     continue
-                if k == 0:
+                if k == 0 and sample.truth is None:
                     mined = replace(mined, weight=self.weights.first_branch * mined.weight)
                 cls, iou = scores.refine_cls[k], scores.refine_iou[k]
                 losses[f"cls{k}"] = class_loss(cls, mined, self.stable)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +22,10 @@ from cim.models.region_pool import RegionPool
 from cim.storage.published import lineage
 from cim.training.feature_cache import FeatureCache
 from cim.training.pooled_cache import PooledCache
+from cim.training.scene_source import FIX, Mixed, Scenes, SceneSource
 from cim.training.source import CIMSource
+
+logger = logging.getLogger(__name__)
 
 
 def pools(config: Config) -> bool:
@@ -89,3 +94,29 @@ def calibrate(model: CIMNet, source: CIMSource, device: torch.device, images: in
     samples = (source.sample_at(int(index), min(source.sides), False) for index in spread)
     moved = (sample.to(device) for sample in samples if sample is not None)
     model.roi_head.calibrate((model.features_of(sample), sample) for sample in moved)
+
+
+def with_scenes(config: Config, model: CIMNet, source: CIMSource, device: torch.device) -> Mixed:
+    """The photos with ``train.scenes`` scenes to every ``train.images_per_update`` of them, what the head reads ready.
+
+    Raises:
+        CimError: no scenes; they are of another number of classes; features of others are in the way.
+    """
+    paths, train = RunPaths(config), config.train
+    scenes = Scenes.open(paths.scenes)
+    classes = scenes.store.provenance.get("classes")
+    if classes != list(source.dataset.classes):
+        expected = list(source.dataset.classes)
+        raise CimError("scenes of other classes", path=paths.scenes, expected=expected, found=classes, fix=FIX)
+    mixed = SceneSource(scenes, len(source.dataset.classes), min(train.sides), train.max_proposals)
+    if source.pooled is not None:
+        made_from = {**source.pooled.store.provenance, "photos": None, "scenes": scenes.store.provenance}
+        cache = PooledCache.create(paths.scenes / "pooled", made_from)
+        if distributed.is_main():
+            model.to(device).eval()
+            cache.fill(model, replace(mixed, max_proposals=None), mixed.side, device)
+        distributed.wait()
+        mixed = replace(mixed, pooled=cache)
+    count = math.ceil(len(source) * train.scenes / train.images_per_update)
+    logger.info("%d scenes of known truth; %d among every %d photos", len(scenes), count, len(source))
+    return Mixed(source, mixed, count)

@@ -17,18 +17,21 @@ from cim.config.build import build_criterion, build_dataset, build_model
 from cim.config.device import resolve_device
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, LossConfig, TrainConfig
+from cim.core.errors import CimError
 from cim.core.types import Sample
 from cim.datasets.base import Dataset
+from cim.engine.checkpoints import load_checkpoint
 from cim.engine.fit import FitOptions, Schedule, distributed, fit
 from cim.mining.losses import Criterion
 from cim.models.cim_net import CIMNet, param_groups
 from cim.storage.published import RegionSource
 from cim.storage.store import Store
 from cim.training.artefacts import check_images, open_artefacts
-from cim.training.kept import cached_features, cached_pooled, calibrate, pools
+from cim.training.kept import cached_features, cached_pooled, calibrate, pools, with_scenes
 from cim.training.lengths import Length, balanced_order
 from cim.training.pictures import MinedPictures
 from cim.training.samples import overlaps_of
+from cim.training.scene_source import Mixed
 from cim.training.source import CIMSource
 
 logger = logging.getLogger(__name__)
@@ -68,16 +71,21 @@ def _train(config: Config, device: torch.device) -> Path:
     source = CIMSource(dataset, regions, clusters, train.sides, train.flip, train.max_proposals)
     torch.manual_seed(train.seed)
     model = build_model(config, len(dataset.classes))
+    if train.start is not None:
+        start_from(model, train.start, dataset)
     if pools(config) and Store.kind_at(paths.features) != "features":  # maps of version 0.1 are used as they are
-        calibrate(model, source, device)
+        if train.start is None:
+            calibrate(model, source, device)
         source = replace(source, pooled=cached_pooled(config, model, source, device))
     else:
         source = replace(source, features=cached_features(config, model, dataset, device))
-        calibrate(model, source, device)
+        if train.start is None:
+            calibrate(model, source, device)
     tags = [record.tags for record in dataset if regions.has(record.image_id)]
     schedule = schedule_of(train, tags)
     if train.balance:
         source = replace(source, order=balanced_order([record.tags for record in dataset], train.balance))
+    seen: CIMSource | Mixed = source if not train.scenes else with_scenes(config, model, source, device)
     criterion = build_criterion(config.mining, config.loss)
     if distributed.is_main() and not paths.checkpoint.is_file():
         minutes = schedule.updates * train.images_per_update * pass_seconds(model, source, criterion, device) / 60
@@ -91,7 +99,7 @@ def _train(config: Config, device: torch.device) -> Path:
 
     return fit(
         model,
-        source,
+        seen,
         CIMStep(criterion),
         param_groups=groups_of(model, train),
         schedule=schedule,
@@ -101,6 +109,22 @@ def _train(config: Config, device: torch.device) -> Path:
         meta=describe(config, dataset, regions),
         on_update=on_update,
     )
+
+
+def start_from(model: CIMNet, path: str, dataset: Dataset) -> None:
+    """The weights of a trained CIM, its calibration included.
+
+    Raises:
+        CimError: no CIM checkpoint, or of other classes or another network.
+    """
+    state = load_checkpoint(path)
+    classes = state["meta"].get("classes")
+    if state["meta"].get("kind") != "cim" or classes != list(dataset.classes):
+        raise CimError("not a CIM of these classes", path=path, expected=list(dataset.classes), found=classes)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise CimError("weights do not fit the network", path=path, found=str(error).split("\n")[1].strip()) from None
 
 
 def pass_seconds(model: CIMNet, source: CIMSource, criterion: Criterion, device: torch.device) -> float:
@@ -143,7 +167,8 @@ def schedule_of(train: TrainConfig, tags: Sequence[Sequence[int]] = ()) -> Sched
         )
         updates = length.updates(tags, train.images_per_update)
         steps = length.steps(updates)
-    return Schedule(train.images_per_update, updates, steps, train.gamma, train.warmup_updates, train.warmup_factor)
+    images = train.images_per_update + train.scenes
+    return Schedule(images, updates, steps, train.gamma, train.warmup_updates, train.warmup_factor)
 
 
 def options_of(train: TrainConfig) -> FitOptions:

@@ -77,6 +77,24 @@ def train(target: argparse.ArgumentParser) -> None:
     before.add_argument("--missing", action="store_true", help="only list these stages, one per line")
 
 
+def scenes(target: argparse.ArgumentParser) -> None:
+    describe(
+        target,
+        "Scenes of known truth for a second training: instances that a trained CIM is sure of are cut out of their "
+        "photos and pasted beside and over others of their class.",
+        "cim score runs/animals/config.yaml --split train\n"
+        "  cim scenes runs/animals/config.yaml\n"
+        "  cim train runs/animals/config.yaml --set work_dir=runs/animals/second train.scenes=2 train.stretch=0.5 "
+        "train.start=runs/animals/train/final.pth data.scenes=runs/animals/scenes "
+        "data.proposals=runs/animals/proposals/train data.first_labels=runs/animals/first_labels",
+    )
+    add_config_args(target)
+    target.add_argument("--count", type=int, default=300, help="how many (default: 300)")
+    target.add_argument("--seed", type=int, default=0, help="default: 0")
+    target.add_argument("--checkpoint", help="the network whose scores are used (default: the config's own)")
+    target.add_argument("--overwrite", action="store_true", help="make them all again")
+
+
 def refine(target: argparse.ArgumentParser) -> None:
     describe(
         target,
