@@ -50,17 +50,14 @@ def member_strength(score: np.ndarray, shared: np.ndarray) -> np.ndarray:
     Returns:
         float64 [N]; 0 without two members, and for regions of less than a hundredth of the best score.
     """
+    seen = np.flatnonzero(score > _FAINT * score.max(initial=0))
+    order = seen[np.argsort(-score[seen], kind="stable")]
+    falling, shared = score[order], shared[np.ix_(order, order)].astype(np.float32)
     area = shared.diagonal()
+    member = (shared > INSIDE * area) & (area < SMALLER * area[:, None]) & (falling > _FAINT * falling[:, None])
+    member &= member.cumsum(1) <= CANDIDATES
+    apart = np.triu(shared < APART * np.minimum.outer(area, area), 1)  # a before b, a the better one
+    second = member & (member.astype(np.float32) @ apart.astype(np.float32) > 0)
     strength = np.zeros(len(score))
-    for group in np.flatnonzero(score > _FAINT * score.max()):
-        inside = (shared[group] > INSIDE * area) & (area < SMALLER * area[group]) & (score > _FAINT * score[group])
-        members = np.flatnonzero(inside)
-        if len(members) < 2:
-            continue
-        members = members[np.argsort(-score[members], kind="stable")[:CANDIDATES]]
-        smaller = np.minimum.outer(area[members], area[members])
-        apart = np.triu(shared[np.ix_(members, members)] < APART * smaller, 1)
-        second = np.flatnonzero(apart.any(0))  # falling scores: of a pair the later one is the second member
-        if len(second):
-            strength[group] = score[members[second[0]]] / score[group]
+    strength[order] = np.where(second.any(1), falling[second.argmax(1)] / falling, 0)
     return strength

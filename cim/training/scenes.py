@@ -34,7 +34,7 @@ class CertainOptions:
     Attributes:
         score: its least score.
         apart: most that a separate region of the class may score, as a share of it (a second instance).
-        members: most that two separate regions inside it may score (:func:`cim.groups.member_strength`).
+        members: most that two separate regions inside it may score (:func:`cim.mining.groups.member_strength`).
         borders: most sides of the photo that it may touch.
         min_area, max_area: shares of the photo.
     """
