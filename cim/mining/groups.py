@@ -15,7 +15,7 @@ SMALLER = 0.8  # a member's area is below this share of the group's
 APART = 0.2  # members share less than this part of the smaller one
 LOWERED = 0.1  # factor on the score of a group
 CANDIDATES = 60  # best regions inside a group that may be its members
-_FAINT = 0.01  # of the best score of the class, below which a region is not looked at
+_FAINT = 0.01  # of the best score of the class: fainter regions are neither groups nor members
 
 
 def lower_groups(regions: RegionSet, scores: np.ndarray, ratio: float) -> np.ndarray:
@@ -52,9 +52,9 @@ def member_strength(score: np.ndarray, shared: np.ndarray) -> np.ndarray:
     """
     seen = np.flatnonzero(score > _FAINT * score.max(initial=0))
     order = seen[np.argsort(-score[seen], kind="stable")]
-    falling, shared = score[order], shared[np.ix_(order, order)].astype(np.float32)
+    falling, shared = score[order], shared[np.ix_(order, order)]
     area = shared.diagonal()
-    member = (shared > INSIDE * area) & (area < SMALLER * area[:, None]) & (falling > _FAINT * falling[:, None])
+    member = (shared > INSIDE * area) & (area < SMALLER * area[:, None])
     member &= member.cumsum(1) <= CANDIDATES
     apart = np.triu(shared < APART * np.minimum.outer(area, area), 1)  # a before b, a the better one
     second = member & (member.astype(np.float32) @ apart.astype(np.float32) > 0)
