@@ -21,7 +21,7 @@ from cim.core.parallel import StageReport, run_stage
 from cim.core.regions import RegionSet
 from cim.datasets.base import Dataset, Record
 from cim.datasets.coco import open_coco
-from cim.datasets.voc import open_voc
+from cim.datasets.voc import SPLITS, open_voc
 from cim.proposals.cob import cob_files, read_cob
 from cim.proposals.rle import RleFile, read_entries
 from cim.storage.published import COB_PROVENANCE, GRIDS_KIND, CobPickle, image_id_of, write_pickle
@@ -66,6 +66,14 @@ class Tree:
         return self.data_dir / folder / SETS[self.dataset]
 
     def open(self, split: str) -> Dataset:
+        """The data set of a split.
+
+        Raises:
+            CimError: no split of that tree, or its annotations are missing.
+        """
+        if self.dataset == "voc" and SPLITS.get(split) != 2012:
+            years = [name for name, year in SPLITS.items() if year == 2012]
+            raise CimError("no such VOC split", expected=" or ".join(years), found=split)
         return (open_voc if self.dataset == "voc" else open_coco)(self.root, split)
 
 
