@@ -31,8 +31,6 @@ from cim.storage.published import (
 )
 from cim.storage.store import Store
 
-AGPL = "cim labels CONFIG"
-
 
 @dataclass(frozen=True)
 class AssignOptions:

@@ -230,6 +230,20 @@ def stratified_folds(tags: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
     return fold
 
 
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Mean precision at the ranks of the true ones, all of one class; NaN when there is none.
+
+    Args:
+        scores: [n]; equal scores rank in the order given.
+        truth: bool [n].
+    """
+    hits = np.asarray(truth, bool)[np.argsort(-scores, kind="stable")]
+    if not hits.any():
+        return float("nan")
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return float(precision[hits].mean())
+
+
 def class_precisions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Average precision of every class, float64 [C]; NaN for one that no photo has, or that all have.
 
@@ -238,9 +252,8 @@ def class_precisions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """
     result = np.full(truth.shape[1], np.nan)
     for k in range(truth.shape[1]):
-        hits = truth[np.argsort(-scores[:, k], kind="stable"), k]
-        if hits.any() and not hits.all():
-            result[k] = (np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean()
+        if not truth[:, k].all():
+            result[k] = average_precision(scores[:, k], truth[:, k])
     return result
 
 

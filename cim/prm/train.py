@@ -24,6 +24,7 @@ from cim.datasets.base import Dataset, Record
 from cim.engine.fit import FitOptions, Schedule, Source, fit
 from cim.evaluation.verdicts import save_verdict
 from cim.prm.converge import HELD_OUT, converge, judge_held_out
+from cim.prm.fit import average_precision
 from cim.prm.network import ResponseNet, build_response_net, load_response_net
 from cim.prm.photos import FeatureSource, PhotoSource, feature_cache, one_hot, photo_batches
 
@@ -156,20 +157,6 @@ def tag_scores(net: ResponseNet, records: Sequence[Record], *, batch: int = 8, w
         with torch.inference_mode():
             scores.append(net.image_scores(net(images.to(device))).cpu().numpy())
     return np.concatenate(scores) if scores else np.zeros((0, net.num_classes), np.float32)
-
-
-def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean precision at the ranks of the true ones, all of one class; NaN when there is none.
-
-    Args:
-        scores: [n]; equal scores rank in the order given.
-        truth: bool [n].
-    """
-    hits = np.asarray(truth, bool)[np.argsort(-scores, kind="stable")]
-    if not hits.any():
-        return float("nan")
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    return float(precision[hits].mean())
 
 
 def tag_metrics(scores: np.ndarray, truth: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:

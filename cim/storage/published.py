@@ -129,8 +129,8 @@ class RegionSource(Protocol):
 
 
 @dataclass(frozen=True)
-class StoredRegions:
-    """Our region store (one RegionSet per image)."""
+class _InStore:
+    """What a store holds, by image."""
 
     store: Store
 
@@ -140,23 +140,19 @@ class StoredRegions:
 
     def has(self, image_id: int | str) -> bool:
         return self.store.has(image_id)
+
+
+@dataclass(frozen=True)
+class StoredRegions(_InStore):
+    """Our region store (one RegionSet per image)."""
 
     def load(self, image_id: int | str) -> RegionSet:
         return self.store.load_regions(image_id)
 
 
 @dataclass(frozen=True)
-class StoredGrids:
+class StoredGrids(_InStore):
     """A ``grids`` store: an imported ``cob/*.pkl``, one small file per image (flat memory, unlike the pickle)."""
-
-    store: Store
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        return self.store.provenance
-
-    def has(self, image_id: int | str) -> bool:
-        return self.store.has(image_id)
 
     def load(self, image_id: int | str) -> PublishedProposals:
         arrays = self.store.load(image_id)
@@ -249,17 +245,8 @@ class ClusterSource(Protocol):
 
 
 @dataclass(frozen=True)
-class StoredClusters:
+class StoredClusters(_InStore):
     """Our clusters store (arrays ``class_ids``, ``cluster`` and, if first labels were made with it, ``evidence``)."""
-
-    store: Store
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        return self.store.provenance
-
-    def has(self, image_id: int | str) -> bool:
-        return self.store.has(image_id)
 
     def load(self, image_id: int | str) -> Clusters:
         arrays = self.store.load(image_id)
