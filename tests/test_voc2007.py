@@ -158,7 +158,7 @@ OUTSIDE = '<!DOCTYPE x SYSTEM "file:///etc/passwd">'
         (f"{HEAD}{thing('cat', 'inf', 1, 4, 2)}</annotation>", "bad bndbox/xmin"),
         (f"{HEAD}{thing('cat', 'nan', 1, 4, 2)}</annotation>", "bad bndbox/xmin"),
         (f"{HEAD}<object><name>cat</name></object></annotation>", "without bndbox/xmin"),
-        (f"{HEAD}{' ' * 2**20}</annotation>", "no VOC annotation"),
+        (f"{HEAD}{' ' * 2**20}</annotation>", "annotation too large"),
     ],
 )
 def test_bad_annotations_are_told_in_one_line(tmp_path, text, message):

@@ -53,6 +53,7 @@ def _build_folder(config: DataConfig, split: str) -> Dataset:
             annotations=config.train_annotations,
             category_source=config.val_annotations or config.train_annotations,
             negatives=config.negatives,
+            known=_known_files(config),
             name="train",
         )
     if not (config.val_images or config.val_tags or config.val_annotations):
@@ -64,6 +65,20 @@ def _build_folder(config: DataConfig, split: str) -> Dataset:
         vocabulary=read_vocabulary(config.images, config.tags, config.val_annotations or config.train_annotations),
         name="val",
     )
+
+
+def _known_files(config: DataConfig) -> tuple[str, ...]:
+    """What is known of training photos.
+
+    Raises:
+        CimError: a file that results are judged by.
+    """
+    judges = {Path(path).resolve() for path in (config.train_annotations, config.val_annotations) if path}
+    for path in config.known:
+        if Path(path).resolve() in judges:
+            fix = "leave it out of data.known, or out of data.train_annotations"
+            raise CimError("results would be judged by what training was told", path=path, fix=fix)
+    return config.known
 
 
 def build_model(config: Config, num_classes: int) -> CIMNet:

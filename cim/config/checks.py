@@ -20,6 +20,7 @@ from cim.core.parallel import run_stage
 from cim.core.photo import photo_size, read_photo
 from cim.core.regions import RegionSet
 from cim.datasets.base import Dataset, Record
+from cim.datasets.known import share_known
 from cim.evaluation.box_files import objects_of
 from cim.evaluation.coco_results import load_ground_truth
 from cim.storage.published import (
@@ -92,6 +93,7 @@ def check_data(
         findings.append(found)
         if dataset is None:
             continue
+        findings += _known(dataset, wanted)
         findings.append(_check_photos(dataset, wanted, how))
         if split == data.eval_split and "evaluation" in wanted:
             findings.append(_check_annotations(dataset, name))
@@ -121,6 +123,17 @@ def _check_tags(config: Config, split: str, wanted: tuple[str, ...]) -> tuple[Fi
         detail += f", {untagged} without a tag ({use})" if untagged else ""
         detail += f", no photo of {', '.join(unused)}" if unused else ""
     return Finding(wanted, what, "ok", detail), dataset
+
+
+def _known(dataset: Dataset, wanted: tuple[str, ...]) -> list[Finding]:
+    """What is known beyond tags, if anything."""
+    known = [record.known for record in dataset if record.known]
+    if not known:
+        return []
+    marks = sum(len(one.marks) for one in known)
+    kinds = ", ".join(f"{kind} of {count}" for kind, count in share_known(known).items() if count)
+    detail = f"of {len(known)} of {len(dataset)} photos ({kinds}), {marks} instances marked"
+    return [Finding(wanted, f"known of {dataset.name} beyond tags", "ok", detail)]
 
 
 def _check_photos(dataset: Dataset, wanted: tuple[str, ...], how: Thoroughness) -> Finding:

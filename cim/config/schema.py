@@ -34,6 +34,7 @@ class DataConfig(Section):
     # folder data set
     images: str | None = None  # training photos
     tags: str | None = None  # tags.csv or COCO json; None: one sub-folder per class
+    known: tuple[str, ...] = ()  # files of points, boxes, masks on training photos (docs/ANNOTATE.md)
     negatives: str | None = None  # folder of photos that show none of the classes; so do rows of tags without labels
     val_images: str | None = None
     val_tags: str | None = None

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from cim.datasets.known import NOTHING, Known
+
 _BLOCK = 1024  # records turned into text at once
 
 
@@ -21,12 +23,14 @@ class Record:
         path: the photo.
         size: (H, W) in pixels, after EXIF rotation.
         tags: classes said to be in it, each 0..C-1, sorted; empty when unknown.
+        known: what is said of it beyond its tags; of classes among them.
     """
 
     image_id: int | str
     path: Path
     size: tuple[int, int]
     tags: tuple[int, ...] = ()
+    known: Known = NOTHING
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,12 @@ class Dataset:
             digest.update(f"{', ' if start else ''}{json.dumps(listed[start : start + _BLOCK])[1:-1]}".encode())
         digest.update(b"]]")
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def known_digest(self) -> str | None:
+        """Of all that is known beyond tags; None when nothing is."""
+        known = sorted((str(record.image_id), repr(record.known)) for record in self.records if record.known)
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16] if known else None
 
     @cached_property
     def by_id(self) -> dict[int | str, Record]:

@@ -1,30 +1,32 @@
-"""Any folder of photos with tags: a tags.csv, one sub-folder per class, or a COCO json."""
+"""Any folder of photos with tags: a tags.csv, one sub-folder per class, or a COCO json; what else is known."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from cim.core.errors import CimError
 from cim.core.photo import photo_size
 from cim.datasets.base import Dataset, Record
+from cim.datasets.marks.join import with_known
 from cim.datasets.photo_files import PHOTO_SUFFIXES, PhotoFinder, photos_in
 from cim.datasets.tags.coco_json import TagFile, read_tag_file
-from cim.datasets.tags.csv_file import csv_rows
+from cim.datasets.tags.csv_file import counted, csv_rows
 
 
 @dataclass(frozen=True)
 class _Tagged:
-    """One photo of a listing: name relative to the images folder, its path, class names, size in a json if told."""
+    """One photo of a listing: name relative to the images folder, its path, class names, size and numbers if told."""
 
     name: str
     path: Path
     labels: tuple[str, ...]
     image_id: int | str | None = None
     size: tuple[int, int] | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,24 @@ def open_folder(
     category_source: str | Path | None = None,
     vocabulary: Vocabulary | None = None,
     negatives: str | Path | None = None,
+    known: Sequence[str | Path] = (),
     name: str = "folder",
 ) -> Dataset:
     """A data set from a folder of photos.
 
     Args:
         images: folder of photos.
-        tags: csv with the header ``image,labels`` (labels separated by spaces, semicolons, or commas in quotes); or
-            a COCO json, masks ignored; or None: one sub-folder per class. With a ``vocabulary``, None means: as
-            ``annotations`` say; without those, class sub-folders; without those, photos of unknown content.
+        tags: csv with the header ``image,labels`` (labels separated by spaces, semicolons, or commas in quotes, with
+            their number where it is known: ``dog*3``); or a COCO json, masks ignored; or None: one sub-folder per
+            class. With a ``vocabulary``, None means: as ``annotations`` say; without those, class sub-folders; without
+            those, photos of unknown content.
         annotations: COCO json with masks of these photos, for evaluation; its image ids become the records' ids, by
             file name. Elsewhere the id is the tags' json's, or the file name relative to ``images``.
         category_source: see :func:`read_vocabulary`.
         vocabulary: classes of the training photos, for any other split; None: this is the training split.
         negatives: folder of further photos that show none of the classes; their ids begin with "negatives/".
+        known: files of marked instances of these photos (:func:`cim.datasets.marks.read.read_marks`); later ones count
+            before earlier ones.
         name: of the data set, for messages.
 
     Raises:
@@ -112,6 +118,8 @@ def open_folder(
     index = {label: number for number, label in enumerate(vocabulary.classes)}
     find_id = _id_lookup(listing, truth)
     records = _records(listing, index, find_id)
+    counts = [{index[label]: number for label, number in photo.counts.items()} for photo in listing.photos]
+    records = with_known(records, counts, vocabulary.classes, images, known)
     return Dataset(name, *vocabulary, records, None if annotations is None else Path(annotations))
 
 
@@ -170,7 +178,8 @@ def _from_csv(images: Path, path: Path) -> Listing:
         if photo in seen:
             raise CimError("photo named twice", path=where, found=f"{name}, already in line {seen[photo]}")
         seen[photo] = line
-        photos.append(_Tagged(photo.relative_to(images).as_posix(), photo, labels))
+        labels, counts = counted(labels, where)
+        photos.append(_Tagged(photo.relative_to(images).as_posix(), photo, labels, counts=counts))
     if not photos:
         raise CimError("no photos in the tag file", path=path, expected="lines of image,labels")
     classes = tuple(sorted({label for photo in photos for label in photo.labels}))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
-from xml.parsers import expat
+from xml.etree.ElementTree import Element
 
 from tqdm import tqdm
 
 from cim.core.errors import CimError
 from cim.core.files import write_json
+from cim.core.xml_file import read_xml
 from cim.datasets.coco_writer import document, image_entry, instance_entry
 from cim.datasets.voc import CLASSES, annotation_path, image_id
 from cim.datasets.voc_devkit import read_names, read_voc_labels
@@ -35,7 +35,7 @@ def devkit_year(devkit: str | Path) -> int | None:
     if named:
         return int(named[1])
     first = min((devkit / "Annotations").glob("*.xml"), default=None)
-    told = None if first is None else re.fullmatch(r"VOC(\d{4})", _text(read_xml(first), "folder", first).strip())
+    told = None if first is None else re.fullmatch(r"VOC(\d{4})", _text(_root(first), "folder", first).strip())
     return int(told[1]) if told else None
 
 
@@ -110,7 +110,7 @@ def read_annotation(path: Path) -> tuple[tuple[int, int], list[dict[str, Any]]]:
     Raises:
         CimError: missing or damaged file, unknown class, a box outside the photo.
     """
-    root = read_xml(path)
+    root = _root(path)
     height, width = (_number(root, f"size/{side}", path) for side in ("height", "width"))
     found = []
     for entry in root.findall("object"):
@@ -128,45 +128,18 @@ def read_annotation(path: Path) -> tuple[tuple[int, int], list[dict[str, Any]]]:
     return (height, width), found
 
 
-def read_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file from anywhere: document types, and with them entities, are refused.
-
-    Raises:
-        CimError: missing, too large, damaged, or with a document type.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise CimError("missing annotation", path=path, fix=_FIX) from None
-    except OSError as error:
-        raise CimError("cannot read", path=path, found=error.strerror or error) from None
-    if len(content) > _LARGEST:
-        raise CimError("no VOC annotation", path=path, expected=f"at most {_LARGEST} bytes", found=len(content))
-    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
-
-    def refuse(*_: Any) -> None:
-        raise CimError("annotation with a document type, which VOC's do not have", path=path, fix=_FIX)
-
-    parser.StartDoctypeDeclHandler = refuse
-    parser.EntityDeclHandler = refuse
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-    try:
-        parser.Parse(content, True)
-        return builder.close()
-    except (expat.ExpatError, ValueError, LookupError, AssertionError) as error:
-        raise CimError("damaged annotation", path=path, found=error, fix=_FIX) from None
+def _root(path: Path) -> Element:
+    return read_xml(path, _LARGEST, _FIX)
 
 
-def _text(root: ElementTree.Element, name: str, path: Path) -> str:
+def _text(root: Element, name: str, path: Path) -> str:
     found = root.find(name)
     if found is None or found.text is None:
         raise CimError(f"annotation without {name}", path=path, fix=_FIX)
     return found.text
 
 
-def _number(root: ElementTree.Element, name: str, path: Path) -> int:
+def _number(root: Element, name: str, path: Path) -> int:
     """A whole number; later kits have some with decimals, which are rounded."""
     text = _text(root, name, path)
     try:

@@ -42,7 +42,8 @@ def write_config(args: argparse.Namespace) -> Path:
     Raises:
         CimError: files that are not there or cannot be used, or options that do not go together.
     """
-    for path in (args.images, args.tags, args.negatives, args.val, args.val_tags, args.val_masks, args.weights):
+    given = (args.images, args.tags, args.negatives, args.val, args.val_tags, args.val_masks, args.weights)
+    for path in (*given, *args.known):
         if path is not None and not path.exists():
             raise CimError("no such file or folder", path=path)
     if args.val is None and (args.val_tags or args.val_masks):
@@ -67,6 +68,8 @@ def write_config(args: argparse.Namespace) -> Path:
         "val_annotations": args.val_masks,
     }
     settings: dict[str, object] = {f"data.{key}": str(value) for key, value in data.items() if value is not None}
+    if args.known:
+        settings["data.known"] = [str(path) for path in args.known]
     settings |= {"work_dir": str(args.output), "name": args.output.name, "device": args.device}
     if args.weights:
         weights = str(args.weights.resolve())  # the networks are used from other folders, too
@@ -81,8 +84,9 @@ def write_config(args: argparse.Namespace) -> Path:
 def state_of(args: argparse.Namespace) -> str:
     """Photos and tags as they are now: when they change, finished stages look again. What the run writes is no input,
     wherever its folder lies."""
-    files = [path for path in (args.tags, args.val_tags, args.val_masks) if path]
-    for folder in filter(None, (args.images, args.negatives, args.val)):
+    files = [path for path in (args.tags, args.val_tags, args.val_masks, *args.known) if path and path.is_file()]
+    folders = [path for path in (args.images, args.negatives, args.val, *args.known) if path and path.is_dir()]
+    for folder in folders:
         files += sorted(path for path in folder.rglob("*") if path.is_file())
     run_dir = args.output.resolve()
     return "".join(f"\n{file_state(path)}" for path in files if run_dir not in path.resolve().parents)

@@ -26,6 +26,13 @@ def run(target: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--negatives", type=Path, help="folder of photos that show none of the classes (or rows with empty labels)"
     )
+    target.add_argument(
+        "--known",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="what else is known of these photos: csv of points, files of LabelMe, Label Studio, CVAT, COCO jsons",
+    )
     target.add_argument("--output", type=Path, required=True, help="run folder")
     target.add_argument("--val", type=Path, help="folder of photos to evaluate on")
     target.add_argument("--val-tags", type=Path, help="their tags (default: from --val-masks)")

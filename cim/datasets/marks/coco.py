@@ -1,0 +1,67 @@
+"""COCO's json: points (visible key points), boxes, masks, on all photos or on some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from cim.core.errors import CimError
+from cim.datasets.marks.given import Given, Point
+
+_VISIBLE = 2  # COCO's flag of a key point that can be seen; one that is hidden lies in something else
+
+
+def is_coco(content: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
+
+
+def read_coco_marks(path: Path, content: dict[str, Any]) -> Iterator[Given]:
+    """The instances of a file; a mask says more than its box, which is then left out.
+
+    A crowd, and an annotation with a category alone, leave it open how many of its class there are.
+
+    Raises:
+        CimError: not such a json.
+    """
+    try:
+        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+        images = {entry["id"]: entry for entry in content["images"]}
+        lines = list(content["annotations"])
+    except (KeyError, TypeError):
+        raise CimError("not a COCO json", path=path, expected="images and categories with id and name") from None
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, annotation {line.get('id', number) if isinstance(line, dict) else number}"
+        try:
+            image, label = images[line["image_id"]], names[line["category_id"]]
+            photo, size = str(image["file_name"]), (image.get("height"), image.get("width"))
+        except (KeyError, TypeError):
+            raise CimError("annotation of an unknown image or category", path=where) from None
+        told = (int(size[0]), int(size[1])) if size[0] and size[1] else None
+        yield Given(where, photo, label, size=told, **({} if line.get("iscrowd") else _marks(line, where)))
+
+
+def _marks(line: dict[str, Any], where: str) -> dict[str, Any]:
+    try:
+        places = line.get("keypoints") or []
+        points = tuple(
+            (float(x), float(y)) for x, y, v in zip(places[::3], places[1::3], places[2::3]) if v == _VISIBLE
+        )
+        shape = line.get("segmentation")
+        if isinstance(shape, list) and shape:
+            return {"points": points, "outlines": tuple(_polygon(flat) for flat in shape)}
+        if isinstance(shape, dict):
+            return {"points": points, "mask": shape}
+        if line.get("bbox"):
+            x, y, w, h = (float(value) for value in line["bbox"])
+            return {"points": points, "box": (x, y, x + w, y + h)}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CimError("damaged annotation", path=where, found=error) from None
+    return {"points": points}
+
+
+def _polygon(flat: list[float]) -> tuple[Point, ...]:
+    numbers = [float(value) for value in flat]
+    if len(numbers) % 2:
+        raise ValueError("a polygon of an odd length")
+    return tuple(zip(numbers[::2], numbers[1::2]))
