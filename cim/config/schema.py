@@ -212,6 +212,16 @@ class ExportConfig(Section):
     scores: Literal["keep", "weight", "drop"] = "keep"  # weight: score over the best of its class
 
 
+class KnownConfig(Section):
+    """Where what is known beyond tags is used (docs/ANNOTATE.md); without any of it, these change nothing."""
+
+    first_labels: bool = True  # clusters from points, boxes, masks; as many peaks as instances
+    mining: bool = True  # pseudo ground truth of a class: the best disjoint set of so many
+    selection: bool = True  # of pseudo labels: exactly so many, certain masks as they are
+    refine: bool = True  # Mask R-CNN: what is doubtful teaches less, what is known in full
+    evaluation: bool = False  # selection on the photos that results are judged on, too
+
+
 class RefineConfig(Section):
     """Mask R-CNN on the pseudo labels (docs/EXPORT.md)."""
 
@@ -256,4 +266,5 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
     export: ExportConfig = ExportConfig()
+    known: KnownConfig = KnownConfig()
     refine: RefineConfig = RefineConfig()

@@ -80,6 +80,12 @@ def mask_areas(rles: Sequence[Rle]) -> np.ndarray:
     return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
 
 
+def mask_box(rle: Rle) -> tuple[float, float, float, float]:
+    """xyxy, exclusive, of compressed run lengths; zeros without pixels."""
+    x, y, w, h = (float(value) for value in coco_mask.toBbox(rle))
+    return x, y, x + w, y + h
+
+
 def _runs_fill(value: np.ndarray, owner: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Whether differences ``value`` of the strings ``owner`` (ascending) give runs >= 0 that sum to ``pixels``."""
     first = np.searchsorted(owner, np.arange(len(pixels), dtype=owner.dtype))

@@ -78,6 +78,8 @@ class Sample:
         pooled: floating [N, d], what a light head made of the frozen trunk's map before; None otherwise.
         truth: of a scene (:mod:`cim.training.scenes`), float32 [2, M, N]: mask IoU with its M instances, and share of
             each that lies inside; ``truth_class``: int64 [], their class, 1..C. None for photos: labels are mined.
+        told: what is known beyond tags in terms of these proposals (:class:`cim.mining.told.Told`, NumPy arrays
+            wherever the tensors are); None: nothing.
     """
 
     image_id: int | str
@@ -97,6 +99,7 @@ class Sample:
     pooled: Tensor | None = None
     truth: Tensor | None = None
     truth_class: Tensor | None = None
+    told: Any = None
 
     def to(self, device: str | device) -> Sample:
         """The same with every tensor on ``device``."""
@@ -164,6 +167,7 @@ class Instances:
         boxes: float32 [n, 4], xyxy, exclusive.
         rles: n COCO run-length dicts (``size``, ``counts``; compressed counts are str).
         proposal: int64 [n], index into the image's proposals; -1 when the mask is not one of them.
+        known: bool [n], instances of classes of which is known how many there are; None: of none.
     """
 
     image_id: int | str
@@ -173,10 +177,11 @@ class Instances:
     boxes: np.ndarray
     rles: list[Rle]
     proposal: np.ndarray
+    known: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         fields = {name: getattr(self, name) for name in ("class_ids", "score", "boxes", "rles", "proposal")}
-        _same_length(self, **fields)
+        _same_length(self, **fields, **({} if self.known is None else {"known": self.known}))
 
     def __len__(self) -> int:
         return len(self.class_ids)

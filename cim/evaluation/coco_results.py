@@ -125,7 +125,9 @@ def read_results(source: str | Path | list[dict[str, Any]], truth: GroundTruth) 
 
 
 def to_coco(instances: Instances, dataset: Dataset) -> list[dict[str, Any]]:
-    """Detections of one image as COCO results; ``proposal`` is the row of the image's proposals."""
+    """Detections of one image as COCO results; ``proposal`` is the row of the image's proposals, ``known`` (only where
+    it is true) an instance of a class of which is known how many there are."""
+    known = np.zeros(len(instances), bool) if instances.known is None else instances.known
     return [
         {
             "image_id": instances.image_id,
@@ -134,9 +136,16 @@ def to_coco(instances: Instances, dataset: Dataset) -> list[dict[str, Any]]:
             "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
             "segmentation": rle,
             "proposal": int(proposal),
+            **({"known": True} if counted else {}),
         }
-        for class_id, score, (x1, y1, x2, y2), rle, proposal in zip(
-            instances.class_ids, instances.score, instances.boxes, instances.rles, instances.proposal, strict=True
+        for class_id, score, (x1, y1, x2, y2), rle, proposal, counted in zip(
+            instances.class_ids,
+            instances.score,
+            instances.boxes,
+            instances.rles,
+            instances.proposal,
+            known,
+            strict=True,
         )
     ]
 

@@ -20,6 +20,7 @@ from cim.core.regions import RegionSet
 from cim.datasets.base import Dataset, Record
 from cim.evaluation.coco_results import to_coco
 from cim.inference.selection import select
+from cim.mining.told import told_of
 from cim.storage.published import RegionSource, read_detections_pickle
 from cim.storage.store import Store
 
@@ -100,12 +101,14 @@ def select_dataset(
     selection: Selection,
     *,
     tagged_classes_only: bool = False,
+    known: bool = False,
     workers: int = 1,
 ) -> Iterator[list[dict[str, Any]]]:
     """COCO results of one image after the other, in the data set's order; memory stays flat.
 
     Args:
         tagged_classes_only: keep the classes that the image is said to show (pseudo labels).
+        known: heed what is known of the images beyond tags.
         workers: processes.
 
     Raises:
@@ -113,7 +116,7 @@ def select_dataset(
     """
 
     def one(record: Record) -> list[dict[str, Any]]:
-        return _select_image(dataset, source, scores, selection, record, tagged_classes_only)
+        return _select_image(dataset, source, scores, selection, record, tagged_classes_only, known)
 
     if workers <= 1 or len(dataset) < 2:
         yield from map(one, dataset)
@@ -121,7 +124,7 @@ def select_dataset(
     slim = replace(dataset, records=())  # the records travel one by one
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size="auto", pre_dispatch="4*n_jobs")
     yield from parallel(
-        joblib.delayed(_select_image)(slim, source, scores, selection, record, tagged_classes_only)
+        joblib.delayed(_select_image)(slim, source, scores, selection, record, tagged_classes_only, known)
         for record in dataset
     )
 
@@ -133,6 +136,7 @@ def _select_image(
     selection: Selection,
     record: Record,
     tagged_classes_only: bool,
+    known: bool,
 ) -> list[dict[str, Any]]:
     regions = with_masks(source.load(record.image_id), record.image_id)
     values = scores.load(record.image_id)
@@ -144,7 +148,8 @@ def _select_image(
             fix="cim score CONFIG --overwrite",
         )
     tags = record.tags if tagged_classes_only else None
-    return to_coco(select(regions, values, record.image_id, **vars(selection), tags=tags), dataset)
+    told = told_of(record.known, regions, len(dataset.classes)) if known else None
+    return to_coco(select(regions, values, record.image_id, **vars(selection), tags=tags, told=told), dataset)
 
 
 def write_results(path: str | Path, images: Iterable[list[dict[str, Any]]], total: int | None = None) -> int:
@@ -171,6 +176,7 @@ def detect(
     selection: Selection,
     *,
     branch: Branch = "scores",
+    known: bool = False,
     workers: int = 1,
 ) -> Path:
     """Selection of all images into the COCO result file ``path``, unless it is there with the same settings.
@@ -184,6 +190,8 @@ def detect(
     dataset = replace(dataset, records=scored)
     newest = max((store.path(r.image_id).stat().st_mtime_ns for r in scored), default=0)
     settings: dict[str, Any] = {"selection": vars(selection), "branch": branch, "scores": store.provenance}
+    if known:
+        settings["known"] = dataset.known_digest
     settings |= {"images": len(scored), "newest": newest, "classes": list(dataset.classes)}
     note = path.with_suffix(".settings.json")
     there = path.is_file() and note.is_file()
@@ -191,7 +199,7 @@ def detect(
         logger.info("detections are there already: %s", path)
         return path
     note.unlink(missing_ok=True)
-    images = select_dataset(dataset, source, StoredScores(store, branch), selection, workers=workers)
+    images = select_dataset(dataset, source, StoredScores(store, branch), selection, known=known, workers=workers)
     count = write_results(path, images, len(dataset))
     write_json(note, settings | {"bytes": path.stat().st_size}, indent=1)
     logger.info("%d detections of %d images: %s", count, len(dataset), path)

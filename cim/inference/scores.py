@@ -28,6 +28,7 @@ from cim.core.photo import read_photo
 from cim.core.regions import RegionSet
 from cim.core.types import RoiScores, Sample
 from cim.datasets.base import Dataset, Record
+from cim.datasets.known import NOTHING
 from cim.engine.checkpoints import load_checkpoint
 from cim.engine.fit import distributed
 from cim.inference.detections import Branch, with_masks
@@ -149,7 +150,7 @@ def prepare_passes(
     if not len(regions):
         return []
     photo = read_photo(record.path) if photo is None else photo
-    record = replace(record, tags=())  # inference knows nothing of what is in the picture
+    record = replace(record, tags=(), known=NOTHING)  # inference knows nothing of what is in the picture
     return [make_sample(record, regions, None, side, False, num_classes, max_proposals, photo=photo) for side in sides]
 
 

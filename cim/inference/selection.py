@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 
 from cim.core.regions import RegionSet
-from cim.core.run_lengths import compressed
+from cim.core.run_lengths import compressed, mask_box
 from cim.core.types import Instances, Rle
 from cim.mining.groups import lower_groups
+from cim.mining.told import Told, shares_of
 
 _BLOCK = 512  # candidates looked at together while walking down the ranking
 
@@ -26,6 +27,7 @@ def select(
     max_per_image: int | None = 100,
     group_ratio: float | None = None,
     tags: Sequence[int] | None = None,
+    told: Told | None = None,
 ) -> Instances:
     """The detections of one image, best first.
 
@@ -39,17 +41,30 @@ def select(
         max_per_image: over all classes; scores equal to the last one stay too. None: no limit.
         group_ratio: lower the scores of groups first (:func:`cim.mining.groups.lower_groups`); None: as published.
         tags: classes 0..C-1 to keep; None keeps all.
+        told: of a class whose number is known, exactly so many instances: the best disjoint set
+            (:meth:`cim.mining.told.Told.choose`), certain masks as they are, with a score of 1.
 
     Raises:
         ValueError: ``scores`` does not have one row per proposal.
     """
     if scores.ndim != 2 or len(scores) != len(regions):
         raise ValueError(f"scores must be [{len(regions)}, C]; found {list(scores.shape)}")
+    raw = scores
     if group_ratio is not None:
         scores = lower_groups(regions, scores, group_ratio)
+    if told is not None:
+        free = np.flatnonzero(told.numbers < 0).tolist()
+        tags = free if tags is None else [tag for tag in tags if tag in free]
     proposal, class_ids = select_index(
         regions, scores, score_threshold=score_threshold, nms=nms, nms_iou=nms_iou, limit=max_per_image, tags=tags
     )
+    found = _instances(regions, scores, image_id, proposal, class_ids)
+    return found if told is None else _with_told(found, regions, raw, told)
+
+
+def _instances(
+    regions: RegionSet, scores: np.ndarray, image_id: int | str, proposal: np.ndarray, class_ids: np.ndarray
+) -> Instances:
     return Instances(
         image_id=image_id,
         size=(int(regions.size[0]), int(regions.size[1])),
@@ -58,6 +73,34 @@ def select(
         boxes=regions.boxes[proposal],
         rles=compressed_rles(regions, proposal),
         proposal=proposal,
+    )
+
+
+def _with_told(found: Instances, regions: RegionSet, scores: np.ndarray, told: Told) -> Instances:
+    """The instances of the classes whose number is known beside those found of the others, best first."""
+    shares = shares_of(regions)
+    pairs = [
+        (int(row), int(class_id))
+        for class_id in np.flatnonzero(told.numbers > 0)
+        for row in told.choose(int(class_id), scores[:, class_id], shares)
+        if row >= 0
+    ]
+    proposal, class_ids = np.array(pairs, np.int64).reshape(-1, 2).T
+    chosen = _instances(regions, scores, found.image_id, proposal, class_ids)
+    masks: list[Rle] = [{"size": list(found.size), "counts": mask} for mask in told.masks]
+    boxes = np.array([mask_box(mask) for mask in masks], np.float32).reshape(-1, 4)
+    score = np.concatenate([found.score, chosen.score, np.ones(len(masks), np.float32)])
+    order = np.argsort(-score, kind="stable")
+    rles = [*found.rles, *chosen.rles, *masks]
+    return Instances(
+        image_id=found.image_id,
+        size=found.size,
+        class_ids=np.concatenate([found.class_ids, class_ids, told.class_ids[told.certain]])[order],
+        score=score[order],
+        boxes=np.concatenate([found.boxes, chosen.boxes, boxes])[order],
+        rles=[rles[k] for k in order],
+        proposal=np.concatenate([found.proposal, proposal, np.full(len(masks), -1, np.int64)])[order],
+        known=np.concatenate([np.zeros(len(found), bool), np.ones(len(chosen) + len(masks), bool)])[order],
     )
 
 

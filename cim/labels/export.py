@@ -137,6 +137,7 @@ def annotation(
         "width": int(size[1]),
         "height": int(size[0]),
         "score": result["score"],
+        **({"known": True} if result.get("known") else {}),
     }
 
 
@@ -153,19 +154,22 @@ def choose(content: dict[str, Any], options: ExportConfig) -> dict[str, Any]:
 
     In this order: areas below ``min_area`` pixels go; mask NMS per image and class; the threshold (a score, or per
     class the share of instances to leave out); with ``keep_best_per_tag`` every class of an image keeps its best.
+    Instances of classes of which is known how many there are (``known``) stay whatever their size, overlap and score.
     ``scores``: keep them; "weight" adds ``weight``, the score divided by the best of its class; "drop" removes them.
 
     Args:
         content: as :func:`write_labels` wrote it (``cim.labels.label_files.read_labels``); not changed.
     """
-    found = [a for a in content["annotations"] if a["area"] >= max(options.min_area, 1)]
+    told = [a for a in content["annotations"] if a.get("known")]
+    found = [a for a in content["annotations"] if a["area"] >= max(options.min_area, 1) and not a.get("known")]
     if options.mask_nms is not None:
         found = _mask_nms(found, options.mask_nms)
     limits = _limits(found, options)
     kept = {id(a) for a in found if a["score"] >= limits[a["category_id"]]}
     if options.keep_best_per_tag:
         kept |= {id(max(group, key=lambda a: a["score"])) for group in _groups(found).values()}
-    chosen = [dict(a) for a in found if id(a) in kept]
+    kept |= {id(a) for a in told}
+    chosen = [dict(a) for a in content["annotations"] if id(a) in kept]
     _rescore(chosen, options.scores)
     for number, line in enumerate(chosen, 1):
         line["id"] = number

@@ -11,6 +11,7 @@ gradient of a log-softmax arrives whole. Both agree wherever the clamp is not ac
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from cim.core.regions import Overlaps
 from cim.core.types import PseudoLabels, RoiScores, Sample
 from cim.mining.miners import Miner
 from cim.mining.scene_labels import scene_labels
+from cim.mining.told import Told
+from cim.mining.told_labels import mine_told
 
 CLAMP = 1e-6  # published
 FLOOR = 1e-30  # stable; 1 / FLOOR still fits a float32
@@ -71,7 +74,8 @@ class Criterion:
 
         Args:
             scores: of the image's proposals, in any floating dtype; losses are float32.
-            sample: only tags [C], class_ids and cluster [N] are used, and a scene's truth, instead of mining.
+            sample: only tags [C], class_ids and cluster [N] are used, what is known beyond tags, and a scene's truth,
+                instead of mining.
             overlaps: mask IoU and containment [N, N].
             generator: for anti-noise sampling.
 
@@ -83,7 +87,7 @@ class Criterion:
         scores = self.informed(scores, sample)
         labels: list[PseudoLabels | None]
         if sample.truth is None or sample.truth_class is None:
-            labels = self.mine(scores, sample.tags, overlaps, generator)
+            labels = self.mine(scores, sample.tags, overlaps, generator, sample.told)
         else:
             (iou, covered), class_number = sample.truth, sample.truth_class
             labels = [scene_labels(iou, covered, class_number, k) for k in range(len(scores.refine_cls))]
@@ -98,16 +102,32 @@ class Criterion:
         return replace(scores, det=det / det.sum(0, keepdim=True).clamp_min(FLOOR))
 
     def mine(
-        self, scores: RoiScores, tags: Tensor, overlaps: Overlaps, generator: torch.Generator | None = None
+        self,
+        scores: RoiScores,
+        tags: Tensor,
+        overlaps: Overlaps,
+        generator: torch.Generator | None = None,
+        told: Told | None = None,
     ) -> list[PseudoLabels | None]:
-        """Pseudo labels of every branch; branch k learns from the scores of branch k - 1 (METHOD section 5)."""
+        """Pseudo labels of every branch; branch k learns from the scores of branch k - 1 (METHOD section 5).
+
+        Args:
+            told: what is known of the image beyond its tags (:mod:`cim.mining.told_labels`).
+        """
         with torch.no_grad():
             scores = self._prepared(scores)
             cls, instance = [scores.cls, *scores.refine_cls], [scores.det, *scores.refine_iou]
-            return [
-                self.miner(cls[k][:, 1:], instance[k][:, 1:], tags, overlaps, k, generator)
-                for k in range(len(scores.refine_cls))
-            ]
+            found = []
+            for k in range(len(scores.refine_cls)):
+                s, d = cls[k][:, 1:], instance[k][:, 1:]
+                mine = partial(self._mine, s, d, overlaps, k, generator)
+                found.append(mine(tags) if told is None else mine_told(mine, s * d, tags, overlaps, k, told))
+            return found
+
+    def _mine(
+        self, s: Tensor, d: Tensor, overlaps: Overlaps, branch: int, generator: torch.Generator | None, tags: Tensor
+    ) -> PseudoLabels | None:
+        return self.miner(s, d, tags, overlaps, branch, generator)
 
     def unweighted(self, scores: RoiScores, sample: Sample, labels: list[PseudoLabels | None]) -> dict[str, Tensor]:
         """Every loss by name, without its factor (but with ``first_branch`` in the weights of branch 0)."""

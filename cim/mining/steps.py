@@ -190,9 +190,40 @@ def spread(
     row, truth = mined.nonzero(as_tuple=True)
     if not len(truth):
         return None
-    overlap, best = iou[truth].max(0)  # IoU is symmetric, and rows lie together in memory
-    class_ids = torch.where(overlap >= positive_iou, classes[row][best], 0)
-    weights = weight[row, truth][best]
+    return labels_of(
+        iou[truth],  # IoU is symmetric, and rows lie together in memory
+        classes[row],
+        weight[row, truth],
+        mined.any(0),
+        positive_iou=positive_iou,
+        complete_iou=complete_iou,
+        seeds=seeds,
+        background_from=background_from,
+    )
+
+
+def labels_of(
+    iou: Tensor,
+    classes: Tensor,
+    weight: Tensor,
+    mined: Tensor,
+    *,
+    positive_iou: float,
+    complete_iou: float,
+    seeds: int | Tensor,
+    background_from: float | None = 0.0,
+) -> PseudoLabels:
+    """The same for T pseudo ground truths, T > 0, whatever they are.
+
+    Args:
+        iou: [T, N], of each with every proposal.
+        classes: int64 [T], 1..C.
+        weight: [T].
+        mined: bool [N], the proposals among them.
+    """
+    overlap, best = iou.max(0)
+    class_ids = torch.where(overlap >= positive_iou, classes[best], 0)
+    weights = weight[best]
     if background_from is not None:
         ignored = (overlap <= 0) | (overlap < background_from)
         class_ids = class_ids.masked_fill(ignored, -1)
@@ -201,6 +232,6 @@ def spread(
         class_ids=class_ids,
         integrity=(overlap > complete_iou).to(weights.dtype),
         weight=weights,
-        mined=mined.any(0),
+        mined=mined,
         seeds=torch.as_tensor(seeds, device=class_ids.device),
     )

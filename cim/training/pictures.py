@@ -75,7 +75,7 @@ class MinedPictures:
         moved = sample.to(self.device)
         generator = torch.Generator(device=self.device).manual_seed(0)
         scores = self.criterion.informed(model(moved), moved)
-        mined = self.criterion.mine(scores, moved.tags, overlaps_of(moved), generator)
+        mined = self.criterion.mine(scores, moved.tags, overlaps_of(moved), generator, moved.told)
         image = denormalise(sample.image)
         last = next((labels for labels in reversed(mined) if labels is not None), None)
         return image if last is None else draw_mined(image, sample, last, self.classes)

@@ -11,6 +11,7 @@ from cim.core.photo import read_photo
 from cim.core.regions import Overlaps, RegionSet, nearest, overlaps
 from cim.core.types import Clusters, Sample
 from cim.datasets.base import Record
+from cim.mining.told import told_of
 from cim.models.preprocess import normalise
 from cim.storage.published import PublishedProposals
 
@@ -29,7 +30,7 @@ def make_sample(
     """Resize, flip, normalise and put together (METHOD section 7).
 
     Args:
-        record: which photo, and its tags.
+        record: which photo, its tags, and what is known beyond them, for which proposals need masks.
         regions: N proposals of the photo; published ones come without masks, so their overlaps are read.
         clusters: first labels of these proposals; None: nothing is labelled.
         side: length of the photo's long side afterwards, pixels.
@@ -54,9 +55,10 @@ def make_sample(
     grids = regions.grids[rows].astype(np.float32)
     if isinstance(regions, RegionSet):
         members, areas, pairs = regions.members[rows], regions.atom_areas.astype(np.float32), None
+        told = told_of(record.known, regions, num_classes)
         atoms = regions.atoms[nearest(height, regions.size[0])[:, None], nearest(width, regions.size[1])]
     else:
-        members, areas = np.zeros((len(rows), 0), bool), np.zeros(0, np.float32)
+        members, areas, told = np.zeros((len(rows), 0), bool), np.zeros(0, np.float32), None
         atoms = np.zeros((height, width), np.int32)
         full = regions.overlaps()
         pairs = Overlaps(*(torch.from_numpy(matrix[np.ix_(rows, rows)]) for matrix in full))
@@ -84,6 +86,7 @@ def make_sample(
         cluster=_tensor(cluster),
         overlaps=pairs,
         evidence=None if evidence is None else _tensor(evidence),
+        told=None if told is None else told.select(rows),
     )
 
 

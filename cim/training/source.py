@@ -8,6 +8,7 @@ import numpy as np
 
 from cim.core.types import Sample
 from cim.datasets.base import Dataset
+from cim.datasets.known import NOTHING
 from cim.storage.published import ClusterSource, RegionSource
 from cim.training.feature_cache import FeatureCache
 from cim.training.pooled_cache import PooledCache
@@ -26,6 +27,7 @@ class CIMSource:
         features: the frozen trunk's maps; needs ``flip`` off.
         pooled: what the light head makes of them, instead of these.
         order: photos of one round, rare classes more often (:func:`balanced_order`); None: each once.
+        known: heed what is known of the photos beyond tags.
     """
 
     dataset: Dataset
@@ -37,6 +39,7 @@ class CIMSource:
     features: FeatureCache | None = None
     pooled: PooledCache | None = None
     order: tuple[int, ...] | None = None
+    known: bool = False
 
     def __len__(self) -> int:
         return len(self.dataset) if self.order is None else len(self.order)
@@ -55,6 +58,8 @@ class CIMSource:
         record = self.dataset[index if self.order is None else self.order[index]]
         if not record.tags or not self.regions.has(record.image_id):
             return None
+        if not self.known:
+            record = replace(record, known=NOTHING)
         regions = self.regions.load(record.image_id)
         if not len(regions):
             return None

@@ -68,7 +68,8 @@ def _train(config: Config, device: torch.device) -> Path:
     dataset = distributed.main_first(lambda: build_dataset(config.data, config.data.train_split))
     regions, clusters = open_artefacts(config)
     check_images(dataset, regions, clusters)
-    source = CIMSource(dataset, regions, clusters, train.sides, train.flip, train.max_proposals)
+    heeds = config.known.mining and dataset.known_digest is not None
+    source = CIMSource(dataset, regions, clusters, train.sides, train.flip, train.max_proposals, known=heeds)
     torch.manual_seed(train.seed)
     model = build_model(config, len(dataset.classes))
     if train.start is not None:
@@ -198,5 +199,6 @@ def describe(config: Config, dataset: Dataset, regions: RegionSource) -> dict[st
         "max_proposals": whole["train"]["max_proposals"],
         "proposals": proposals,
         "photos_and_tags": dataset.digest,
+        **({"known": dataset.known_digest} if config.known.mining and dataset.known_digest else {}),
     }
     return {"kind": "cim", "classes": list(dataset.classes), "config": whole, "settings": settings}

@@ -160,9 +160,10 @@ def _results(
     store = Store.open(base / "detections" / split, "detections", fix="cim score CONFIG")
     plain = args.branch == "scores" and selection == Selection.of(config.infer)
     name = "results" if plain else f"results_{args.branch}_{selection.nms}_{selection.nms_iou:g}"
-    path = detect(
-        dataset, source, store, store.root / f"{name}.json", selection, branch=args.branch, workers=args.workers
-    )
+    known = config.known.evaluation and dataset.known_digest is not None
+    settings |= {"known": dataset.known_digest} if known else {}
+    path = store.root / f"{name}.json"
+    detect(dataset, source, store, path, selection, branch=args.branch, known=known, workers=args.workers)
     return path, args.output or base, settings | {"scores": store.provenance}
 
 

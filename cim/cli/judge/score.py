@@ -45,7 +45,8 @@ def main(args: argparse.Namespace) -> int:
         report = score_dataset(trained.model, dataset, source, store, config.infer, device)
         if distributed.is_main():
             results = folder / "results.json"
-            detect(dataset, source, store, results, Selection.of(config.infer), workers=args.workers)
+            known = config.known.evaluation and dataset.known_digest is not None
+            detect(dataset, source, store, results, Selection.of(config.infer), known=known, workers=args.workers)
             if config.data.dataset == "coco" and "test" in split:
                 write_upload(results, folder / upload_name(split))
                 logger.info("for the COCO server: %s", folder / upload_name(split))

@@ -57,10 +57,12 @@ def _cim(
     source = open_regions(paths.proposals(split))
     first = config.export.tags_first
     able = having_proposals(dataset, source)
+    known = config.known.selection and able.known_digest is not None
     images = select_dataset(
-        able, source, StoredScores(store), selection, tagged_classes_only=first, workers=args.workers
+        able, source, StoredScores(store), selection, tagged_classes_only=first, known=known, workers=args.workers
     )
-    return of_the_tags(images, dataset), {"selection": vars(selection), "scores": store.provenance}
+    info = {"selection": vars(selection), "scores": store.provenance}
+    return of_the_tags(images, dataset), info | ({"known": able.known_digest} if known else {})
 
 
 def _refined(

@@ -1,0 +1,257 @@
+"""The best disjoint set against all sets; what is known of a photo in its proposals, in mining and in selection."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from cim.core.regions import RegionSet, overlaps
+from cim.core.types import PseudoLabels
+from cim.datasets.known import NOTHING, Known, Mark
+from cim.inference.selection import select
+from cim.mining.disjoint import best_disjoint
+from cim.mining.groups import APART
+from cim.mining.miners import CIMMiner
+from cim.mining.told import OTHERS, Told, shares_of, told_of
+from cim.mining.told_labels import mine_told
+
+SIZE = (20, 60)
+
+
+def boxes_set(*boxes: tuple[int, int, int, int]) -> RegionSet:
+    """Regions that are rectangles x1, y1, x2, y2."""
+    masks = np.zeros((len(boxes), *SIZE), bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes):
+        mask[y1:y2, x1:x2] = True
+    return RegionSet.from_masks(masks)
+
+
+A, B, C, GROUP, PART = (2, 5, 12, 15), (14, 5, 24, 15), (40, 5, 50, 15), (2, 5, 24, 15), (2, 5, 12, 9)
+REGIONS = boxes_set(A, B, C, GROUP, PART)
+SCORES = np.array([[0.5, 0.0], [0.4, 0.0], [0.05, 0.6], [0.9, 0.0], [0.45, 0.0]], np.float32)
+
+
+def rle(box: tuple[int, int, int, int]) -> str:
+    mask = np.zeros(SIZE, np.uint8)
+    mask[box[1] : box[3], box[0] : box[2]] = 1
+    return coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+
+
+def told(*marks: Mark, counts: tuple[tuple[int, int], ...] = ()) -> Told:
+    numbers: dict[int, int] = {}
+    for mark in marks:
+        numbers[mark.class_id] = numbers.get(mark.class_id, 0) + 1
+    found = told_of(Known(tuple(sorted((numbers | dict(counts)).items())), marks), REGIONS, 2)
+    assert found is not None
+    return found
+
+
+# ---------------------------------------------------------------------- the search
+
+
+def all_sets(values: np.ndarray, apart: np.ndarray) -> tuple[int, float]:
+    """Slots filled and sum of values of the best set, out of every way to fill the slots."""
+    best = (0, 0.0)
+    for chosen in itertools.product(range(-1, values.shape[1]), repeat=len(values)):
+        used = [k for k in chosen if k >= 0]
+        worth = [values[slot, k] for slot, k in enumerate(chosen) if k >= 0]
+        fits = all(a != b and apart[a, b] for a, b in itertools.combinations(used, 2))
+        if fits and all(value > 0 for value in worth):
+            best = max(best, (len(used), float(sum(worth))))
+    return best
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 10_000), slots=st.integers(0, 4), same=st.integers(0, 3), count=st.integers(0, 6))
+def test_no_set_is_better(seed, slots, same, count):
+    rng = np.random.default_rng(seed)
+    values = rng.uniform(-0.3, 1, (slots, count)).round(2)
+    values[slots - min(same, slots) :] = values[-1:]
+    apart = rng.random((count, count)) < 0.6
+    apart &= apart.T
+    chosen = best_disjoint(values, apart)
+    used = [int(k) for k in chosen if k >= 0]
+    assert len(set(used)) == len(used)
+    assert all(apart[a, b] for a, b in itertools.combinations(used, 2))
+    assert all(values[slot, k] > 0 for slot, k in enumerate(chosen) if k >= 0)
+    worth = sum(float(values[slot, k]) for slot, k in enumerate(chosen) if k >= 0)
+    filled, most = all_sets(values, apart)
+    assert (len(used), pytest.approx(worth)) == (filled, most)
+
+
+def test_a_search_that_is_cut_short_still_answers():
+    rng = np.random.default_rng(0)
+    values, apart = np.tile(rng.uniform(0.1, 1, 100), (12, 1)), rng.random((100, 100)) < 0.3
+    apart &= apart.T
+    chosen = best_disjoint(values, apart, steps=50)
+    used = [k for k in chosen if k >= 0]
+    assert len(used) > 2
+    assert all(apart[a, b] for a, b in itertools.combinations(used, 2))
+    assert (best_disjoint(values, apart, steps=0) == -1).all()
+
+
+# ---------------------------------------------------------------------- what proposals fit
+
+
+def test_nothing_known_is_nothing():
+    assert told_of(NOTHING, REGIONS, 2) is None
+
+
+def test_a_count_takes_members_before_their_group():
+    found = told(counts=((0, 2),))
+    assert found.numbers.tolist() == [2, -1]
+    assert sorted(found.choose(0, SCORES[:, 0], shares_of(REGIONS)).tolist()) == [0, 1]  # 0.5 * 0.4
+    better = np.array([0.5, 0.4, 0.3, 0.9, 0.45])
+    assert sorted(found.choose(0, better, shares_of(REGIONS)).tolist()) == [2, 3]  # 0.3 * 0.9
+
+
+def test_one_of_a_class_is_its_best_region():
+    assert told(counts=((0, 1),)).choose(0, SCORES[:, 0], shares_of(REGIONS)).tolist() == [3]
+
+
+def test_more_than_there_is_leaves_slots_empty():
+    chosen = told(counts=((0, 5),)).choose(0, SCORES[:, 0], shares_of(REGIONS))
+    assert sorted(chosen.tolist()) == [-1, -1, 0, 1, 2]
+
+
+def test_a_point_lies_in_one_region_and_in_no_other_instance():
+    found = told(Mark(0, ((7, 7),)), Mark(0, ((20, 7),)), Mark(1, ((45, 7),)))
+    assert found.fit[0].tolist() == pytest.approx([1, 0, 0, OTHERS, 1])  # the group holds both
+    assert found.choose(0, SCORES[:, 0], shares_of(REGIONS)).tolist() == [0, 1]
+    assert found.choose(1, SCORES[:, 1], shares_of(REGIONS)).tolist() == [2]
+    assert found.merged.tolist() == [False, False, False, True, False]
+
+
+def test_a_region_with_two_points_is_taken_where_there_is_no_other():
+    regions = REGIONS.select(np.array([2, 3]))
+    known = Known(((0, 2),), (Mark(0, ((7, 7),)), Mark(0, ((20, 7),))))
+    found = told_of(known, regions, 1)
+    assert found is not None
+    assert sorted(found.choose(0, np.array([0.1, 0.9]), shares_of(regions)).tolist()) == [-1, 1]
+
+
+def test_an_instance_without_a_point_avoids_the_points_of_others():
+    found = told(Mark(0, ((7, 7),)), counts=((0, 2),))
+    assert found.choose(0, SCORES[:, 0], shares_of(REGIONS)).tolist() == [0, 1]
+
+
+def test_a_box_bounds_its_region():
+    found = told(Mark(0, box=(2, 5, 12, 10)))
+    assert found.choose(0, SCORES[:, 0], shares_of(REGIONS)).tolist() == [4]
+    assert found.fit[0, 3] == 0  # IoU of less than BOUND
+
+
+def test_a_mask_is_certain_and_keeps_its_place():
+    found = told(Mark(0, mask=rle(B)), counts=((0, 2),))
+    assert found.fit[0].tolist() == pytest.approx([0, 1, 0, 100 / 220, 0])
+    assert found.in_way[0].tolist() == [False, True, False, True, False]
+    assert found.choose(0, SCORES[:, 0], shares_of(REGIONS)).tolist() == [0]
+
+
+def test_no_proposals():
+    empty = RegionSet.from_masks(np.zeros((0, *SIZE), bool))
+    found = told_of(Known(((0, 2),), (Mark(0, ((7, 7),)), Mark(0, mask=rle(B)))), empty, 1)
+    assert found is not None
+    assert found.choose(0, np.zeros(0), shares_of(empty)).tolist() == [-1]
+    detections = select(empty, np.zeros((0, 1), np.float32), 1, told=found)
+    assert detections.score.tolist() == [1]
+
+
+# ---------------------------------------------------------------------- selection
+
+
+def test_selection_has_exactly_so_many_and_the_rest_as_before():
+    plain = select(REGIONS, SCORES, 1, nms="mask")
+    assert plain.known is None
+    found = select(REGIONS, SCORES, 1, nms="mask", told=told(Mark(0, mask=rle(A)), counts=((0, 2),)))
+    assert list(zip(found.class_ids.tolist(), found.proposal.tolist())) == [(0, -1), (1, 2), (0, 1)]
+    assert found.score.tolist() == pytest.approx([1, 0.6, 0.4])
+    assert found.known is not None
+    assert found.known.tolist() == [True, False, True]
+    assert found.boxes[0].tolist() == list(A)
+    assert (coco_mask.decode(found.rles[0]) == REGIONS.masks([0])[0]).all()
+
+
+def test_selection_of_what_is_told_does_not_lower_groups():
+    found = select(REGIONS, SCORES, 1, nms="mask", group_ratio=0.4, told=told(counts=((0, 1),)), tags=[0])
+    assert found.proposal.tolist() == [3]
+    assert found.score.tolist() == pytest.approx([0.9])
+
+
+# ---------------------------------------------------------------------- mining
+
+
+def mined(told: Told, tags: list[float], branch: int = 0) -> PseudoLabels | None:
+    over = overlaps(torch.from_numpy(REGIONS.members).float(), torch.from_numpy(REGIONS.atom_areas).float())
+    scores, ones = torch.from_numpy(SCORES), torch.ones(SCORES.shape)
+    miner = CIMMiner(anti_noise=False, containment=False, seed_fraction=0.2)
+
+    def mine(of: torch.Tensor) -> PseudoLabels | None:
+        return miner(scores, ones, of, over, branch, None)
+
+    return mine_told(mine, scores, torch.tensor(tags), over, branch, told)
+
+
+def test_a_count_makes_its_members_the_truths_and_their_group_incomplete():
+    labels = mined(told(Mark(0, ((7, 7),)), Mark(0, ((20, 7),))), [1, 0])
+    assert labels is not None
+    assert labels.mined.tolist() == [True, True, False, False, False]
+    assert labels.class_ids.tolist() == [1, 1, -1, 1, 1]
+    assert labels.integrity.tolist() == [1, 1, 0, 0, 0]
+    assert labels.weight.tolist() == pytest.approx([0.5, 0.4, 0, 0.5, 0.5])
+    assert int(labels.seeds) == 2
+
+
+def test_the_group_would_be_complete_without():
+    labels = mined(told(counts=((0, 1),)), [1, 0])
+    assert labels is not None
+    assert labels.mined.tolist() == [False, False, False, True, False]
+    assert labels.integrity[3] == 1
+
+
+def test_a_mask_is_a_label_of_weight_one():
+    labels = mined(told(Mark(0, mask=rle(B))), [1, 0])
+    assert labels is not None
+    assert not labels.mined.any()
+    assert labels.class_ids.tolist() == [-1, 1, -1, 1, -1]
+    assert labels.weight.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_classes_without_a_number_are_mined_as_ever():
+    alone = mined(told(counts=((0, 1),)), [1, 0])
+    both = mined(told(counts=((0, 1),)), [1, 1])
+    assert alone is not None
+    assert both is not None
+    assert both.class_ids.tolist() == [*alone.class_ids[:2].tolist(), 2, *alone.class_ids[3:].tolist()]
+    assert both.mined.tolist() == [False, False, True, True, False]
+    assert both.weight[2] == pytest.approx(0.6)
+
+
+def test_nothing_that_fits_leaves_what_the_miner_finds():
+    nowhere = told(Mark(0, ((55, 2),)))
+    assert mined(nowhere, [1, 0]) is None
+    labels = mined(nowhere, [1, 1])
+    assert labels is not None
+    assert labels.mined.tolist() == [False, False, True, False, False]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), number=st.integers(1, 4))
+def test_truths_are_apart(seed, number):
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((20, *SIZE), bool)
+    for mask in masks:
+        y, x = rng.integers(0, 15), rng.integers(0, 50)
+        mask[y : y + rng.integers(2, 12), x : x + rng.integers(2, 20)] = True
+    regions = RegionSet.from_masks(masks)
+    found = told_of(Known(((0, number),)), regions, 1)
+    assert found is not None
+    rows = [row for row in found.choose(0, rng.uniform(0.1, 1, 20), shares_of(regions)) if row >= 0]
+    for a, b in itertools.combinations(rows, 2):
+        assert (masks[a] & masks[b]).sum() < APART * min(masks[a].sum(), masks[b].sum())
