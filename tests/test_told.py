@@ -20,6 +20,9 @@ from cim.mining.groups import APART
 from cim.mining.miners import CIMMiner
 from cim.mining.told import OTHERS, Told, shares_of, told_of
 from cim.mining.told_labels import mine_told
+from cim.prm.assign import assign_from_peaks
+from cim.prm.network import Peaks
+from cim.prm.told_places import assign_told, told_evidence, told_places
 
 SIZE = (20, 60)
 
@@ -255,3 +258,71 @@ def test_truths_are_apart(seed, number):
     rows = [row for row in found.choose(0, rng.uniform(0.1, 1, 20), shares_of(regions)) if row >= 0]
     for a, b in itertools.combinations(rows, 2):
         assert (masks[a] & masks[b]).sum() < APART * min(masks[a].sum(), masks[b].sum())
+
+
+# ---------------------------------------------------------------------- first labels
+
+
+OPTIONS = {"mean_mask_threshold": 0.3, "iou": 0.5, "background": "touching"}
+
+
+def peaks_at(*places: tuple[int, int, int, float]) -> Peaks:
+    """Peaks (class, x, y, value) on a map of the photo's size."""
+    index = np.array([(class_id, y, x) for class_id, x, y, _ in places], np.int64).reshape(-1, 3)
+    return Peaks(index, np.array([value for *_, value in places], np.float32), SIZE)
+
+
+def test_points_claim_what_holds_them_alone_and_groups_are_background():
+    found = told(Mark(0, ((7, 7),)), Mark(0, ((20, 7),)))
+    labels = assign_told(REGIONS, peaks_at((0, 45, 7, 9.0)), found, [0], None, **OPTIONS)
+    assert labels.class_ids.tolist() == [1, 1, -1, 0, 0]
+    assert labels.cluster.tolist() == [1, 2, 0, 3, 3]
+
+
+def test_peaks_of_classes_of_which_no_more_is_known_stay():
+    peaks = peaks_at((0, 45, 7, 9.0), (1, 45, 7, 5.0))
+    labels = assign_told(REGIONS, peaks, told(Mark(0, ((7, 7),))), [0, 1], None, **OPTIONS)
+    assert labels.class_ids[2] == 2
+    assert labels.cluster[2] == 1
+    assert labels.class_ids[3] == 1
+
+
+def test_a_number_takes_as_many_disjoint_regions_as_the_maps_speak_for():
+    evidence = np.array([[0.5], [0.4], [0.01], [1.0], [0.3]], np.float32)
+    labels = assign_told(REGIONS, peaks_at((0, 7, 7, 9.0)), told(counts=((0, 2),)), [0], evidence, **OPTIONS)
+    assert labels.class_ids.tolist() == [1, 1, -1, 0, 0]
+    assert len(set(labels.cluster[:2].tolist())) == 2
+    alone = assign_told(REGIONS, peaks_at((0, 7, 7, 9.0)), told(counts=((0, 2),)), [0], None, **OPTIONS)
+    plain = assign_from_peaks(REGIONS, peaks_at((0, 7, 7, 9.0)), **OPTIONS)
+    assert alone.class_ids.tolist() == plain.class_ids.tolist()  # without evidence a number says no more than a tag
+
+
+def test_a_mask_labels_by_its_pixels_and_overwrites():
+    marks = (Mark(0, ((7, 7),)), Mark(1, mask=rle(A)))
+    labels = assign_told(REGIONS, peaks_at(), told(*marks), [0, 1], None, **OPTIONS)
+    assert labels.class_ids.tolist() == [2, -1, -1, 0, 1]
+
+
+def test_marks_and_a_larger_number():
+    evidence = np.array([[0.5], [0.4], [0.01], [1.0], [0.3]], np.float32)
+    found = told(Mark(0, ((20, 7),)), counts=((0, 2),))
+    places = told_places(REGIONS, found, [0], evidence, 0.3)
+    assert places.class_ids.tolist() == [1, 1]
+    assert places.overlap.argmax(1).tolist() == [1, 0]  # the marked one, then the other
+
+
+def test_evidence_falls_where_no_mark_is():
+    evidence = np.array([[0.5], [0.4], [0.2], [1.0], [0.3]], np.float32)
+    found = told_evidence(evidence, told(Mark(0, ((7, 7),)), Mark(0, ((20, 7),))), [0])
+    assert found[:, 0].tolist() == pytest.approx([1, 0.8, 0.01, 0.02, 0.6])
+    open_end = told_evidence(evidence, told(Mark(0, ((7, 7),)), counts=((0, 3),)), [0])
+    assert (open_end == evidence).all()
+
+
+def test_nothing_to_label():
+    labels = assign_told(REGIONS, peaks_at(), told(Mark(0, ((55, 2),))), [0], None, **OPTIONS)
+    assert (labels.class_ids == -1).all()
+    empty = RegionSet.from_masks(np.zeros((0, *SIZE), bool))
+    found = told_of(Known(((0, 1),), (Mark(0, ((7, 7),)),)), empty, 1)
+    assert found is not None
+    assert len(assign_told(empty, peaks_at(), found, [0], np.zeros((0, 1), np.float32), **OPTIONS)) == 0

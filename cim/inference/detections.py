@@ -108,7 +108,7 @@ def select_dataset(
 
     Args:
         tagged_classes_only: keep the classes that the image is said to show (pseudo labels).
-        known: heed what is known of the images beyond tags.
+        known: heed what is known of the images beyond tags; of an image of which anything is known, the tags, too.
         workers: processes.
 
     Raises:
@@ -147,8 +147,8 @@ def _select_image(
             found=list(values.shape),
             fix="cim score CONFIG --overwrite",
         )
-    tags = record.tags if tagged_classes_only else None
     told = told_of(record.known, regions, len(dataset.classes)) if known else None
+    tags = record.tags if tagged_classes_only or told is not None else None
     return to_coco(select(regions, values, record.image_id, **vars(selection), tags=tags, told=told), dataset)
 
 

@@ -28,13 +28,17 @@ def assign_from_peaks(
         regions: N proposals of the photo, H x W.
         peaks: places on a response map of any size, stretched over the photo.
     """
+    class_ids, overlap = stand_ins_of_peaks(regions, peaks, mean_mask_threshold)
+    return label_by_overlap(class_ids, overlap, iou=iou, background=background)
+
+
+def stand_ins_of_peaks(regions: RegionSet, peaks: Peaks, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Classes 1..C, int64 [P], and IoU [P, N] of what stands in for each peak with every proposal; weak peaks first."""
     order = np.argsort(peaks.values, kind="stable")
     class_ids, rows, columns = peaks.index[order].T
     height, width = regions.size
     rows, columns = rows * height // peaks.grid[0], columns * width // peaks.grid[1]
-    return assign(
-        regions, class_ids + 1, rows, columns, mean_mask_threshold=mean_mask_threshold, iou=iou, background=background
-    )
+    return class_ids + 1, regions.iou_with(stand_ins(regions, rows, columns, threshold))
 
 
 def assign_from_points(
@@ -88,11 +92,18 @@ def assign(
             nothing, are background unless another place claims them.
         background: "rest": those with nothing, too. What is far from every peak would else be free to become the class.
     """
-    count, places = len(regions), len(class_ids)
+    overlap = regions.iou_with(stand_ins(regions, rows, columns, mean_mask_threshold))
+    return label_by_overlap(class_ids, overlap, iou=iou, background=background)
+
+
+def label_by_overlap(
+    class_ids: np.ndarray, overlap: np.ndarray, *, iou: float, background: str = "touching"
+) -> Clusters:
+    """The same from the IoU of each stand-in mask with every proposal, [P, N]."""
+    places, count = overlap.shape
     result = Clusters(np.full(count, -1, np.int64), np.zeros(count, np.int64))
     if not count or not places:
         return result
-    overlap = regions.iou_with(stand_ins(regions, rows, columns, mean_mask_threshold))
     claims = overlap > iou
     claimed = claims.any(0)
     last = places - 1 - claims[::-1].argmax(0)

@@ -16,11 +16,13 @@ from cim.core.files import fingerprint
 from cim.core.regions import RegionSet
 from cim.core.types import Clusters
 from cim.datasets.base import Dataset, Record
+from cim.mining.told import Told, told_of
 from cim.prm.assign import assign_from_peaks, assign_from_points, read_points
 from cim.prm.evidence import PeakOptions, class_evidence, complete, speaks_against, with_background
 from cim.prm.fit import response_strength
 from cim.prm.network import Peaks, ResponseNet
 from cim.prm.photos import photo_batches
+from cim.prm.told_places import assign_told, told_evidence
 from cim.storage.published import (
     ClusterSource,
     RegionSource,
@@ -126,6 +128,7 @@ class LabelStage:
         points: folder of point files, used without peaks.
         evidence: say of every proposal how well it covers what the maps show, and give every tag a label; from peaks
             stored with maps.
+        known: heed what is known of the photos beyond tags.
     """
 
     regions: RegionSource
@@ -135,6 +138,7 @@ class LabelStage:
     peaks: Store | None = None
     points: Path | None = None
     evidence: bool = False
+    known: bool = False
 
     def __call__(self, record: Record) -> None:
         """Label the record's proposals and save.
@@ -157,25 +161,35 @@ class LabelStage:
         if regions.size != record.size:
             raise CimError("proposals made for another size of the photo", expected=record.size, found=regions.size)
         if self.peaks is not None:
-            labels = assign_from_peaks(regions, load_peaks(self.peaks, record.image_id), **asdict(self.options))
-            return self.informed(labels, regions, record) if self.evidence and record.tags else labels
+            told = told_of(record.known, regions, self.num_classes) if self.known else None
+            return self.from_peaks(load_peaks(self.peaks, record.image_id), regions, record, told)
         path = points_file(self.points or Path(), record)
         return assign_from_points(regions, read_points(path, self.num_classes), **asdict(self.options))
 
-    def informed(self, labels: Clusters, regions: RegionSet, record: Record) -> Clusters:
-        """The labels with evidence, and one for every tag.
+    def from_peaks(self, peaks: Peaks, regions: RegionSet, record: Record, told: Told | None) -> Clusters:
+        """The labels; with evidence also that, and a label for every tag.
 
         Raises:
-            CimError: the peaks were stored without maps.
+            CimError: evidence is wanted, and the peaks were stored without maps.
         """
+        options = asdict(self.options)
+        if not self.evidence or not record.tags:
+            if told is None:
+                return assign_from_peaks(regions, peaks, **options)
+            return assign_told(regions, peaks, told, record.tags, None, **options)
         assert self.peaks is not None
         arrays = self.peaks.load(record.image_id)
         if "maps" not in arrays:
             path = self.peaks.path(record.image_id)
             raise CimError("peaks without maps", path=path, fix="make them again: --overwrite")
+        evidence = class_evidence(regions, arrays["maps"], arrays["strength"])
+        if told is None:
+            labels = assign_from_peaks(regions, peaks, **options)
+        else:
+            labels = assign_told(regions, peaks, told, record.tags, evidence, **options)
+            evidence = told_evidence(evidence, told, record.tags)
         if self.options.background == "negative":
             labels = with_background(labels, speaks_against(regions, arrays["maps"]))
-        evidence = class_evidence(regions, arrays["maps"], arrays["strength"])
         whole = np.ones((len(regions), self.num_classes + 1), np.float32)
         whole[:, [tag + 1 for tag in record.tags]] = evidence
         return replace(complete(labels, evidence, record.tags), evidence=whole)

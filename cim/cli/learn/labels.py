@@ -107,6 +107,7 @@ def _label(
     unreadable: dict[str, str] | None = None,
 ) -> int:
     paths, assign = RunPaths(config), config.assign
+    known = peaks is not None and config.known.first_labels and dataset.known_digest is not None
     regions = open_regions(args.proposals or paths.proposals(args.split or config.data.train_split))
     options = AssignOptions(assign.mean_mask_threshold, assign.iou, assign.background)
     provenance = {
@@ -115,6 +116,7 @@ def _label(
         "iou": options.iou,
         **({"background": options.background} if options.background != "touching" else {}),
         **({"evidence": True} if peaks is not None and assign.evidence else {}),
+        **({"known": dataset.known_digest} if known else {}),
         "proposals": regions.provenance,
     }
     output = args.output or paths.first_labels
@@ -122,7 +124,7 @@ def _label(
     evidence = peaks is not None and assign.evidence
     if peaks is not None and assign.background == "negative" and not evidence:
         raise CimError("negative background is read from class maps", fix="--set assign.evidence=true")
-    stage = LabelStage(regions, store, options, len(dataset.classes), peaks, points, evidence)
+    stage = LabelStage(regions, store, options, len(dataset.classes), peaks, points, evidence, known)
     unreadable = unreadable or {}
     able = having_proposals(dataset, regions)
     waiting = [r for r in able if not store.has(r.image_id) and r.path.name not in unreadable]
