@@ -20,6 +20,7 @@ from cim.cli.jobs import run as run_folder
 from cim.cli.main import parse
 from cim.config.loading import load_config, override, save_config
 from cim.core.errors import CimError
+from cim.evaluation.verdicts import Verdict, save_verdict
 
 
 def write_log(words) -> None:
@@ -143,8 +144,17 @@ def test_run_folder_always_makes_pseudo_labels_and_names_the_network_it_trained(
     titles = [step.title for step in planned]
     assert "pseudo labels above the threshold" in titles and "overlays of the pseudo labels" in titles
     assert ("Mask R-CNN" in titles) == refined
-    network = tmp_path / "run" / ("mask_rcnn" if refined else "train") / "final.pth"
-    assert f"--checkpoint {network}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"--checkpoint {tmp_path / 'run' / 'train' / 'final.pth'}" in told
+    assert (f"--checkpoint {tmp_path / 'run' / 'mask_rcnn' / 'final.pth'}" in told) == refined
+
+
+@pytest.mark.parametrize("level", ["fine", "doubtful"])
+def test_mask_rcnn_comes_first_only_where_it_was_measured_to_be_better(tmp_path, level):
+    save_verdict(tmp_path / "verdicts.json", "Mask R-CNN", Verdict(level, "mAP@0.50 +0.1 (-2.0 to +2.0)"))
+    first, *more = run_folder.on_new_photos(tmp_path, True).splitlines()
+    assert ("mask_rcnn" if level == "fine" else "train") in first
+    assert len(more) == (level == "doubtful") and all("-2.0 to +2.0" in line for line in more)
 
 
 @pytest.mark.parametrize(

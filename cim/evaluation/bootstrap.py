@@ -201,6 +201,9 @@ class Difference:
         """Whether the interval leaves out 0."""
         return self.low > 0 or self.high < 0
 
+    def __str__(self) -> str:
+        return f"{self.second - self.first:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+
 
 def differences(
     first: Sequence[Judged], second: Sequence[Judged], resamples: int = 1000, seed: int = 0, level: float = 0.95

@@ -12,6 +12,7 @@ from cim.config.loading import load_config, override, save_config
 from cim.core.errors import CimError
 from cim.core.files import file_state
 from cim.evaluation.coco_results import load_ground_truth
+from cim.evaluation.verdicts import load_verdicts
 from cim.labels.export import chosen_path, label_path
 
 BUDGETS: dict[str, dict[str, object]] = {  # changes to the light schedule
@@ -30,10 +31,25 @@ def main(args: argparse.Namespace) -> None:
         stages.append(stage("Mask R-CNN", "refine", config, *([] if masks else ["--no-evaluation"])))
     inputs = config.read_text(encoding="utf-8") + state_of(args)
     run_stages(stages + presentation(config, masks), args.output, inputs)
-    best = args.output / ("mask_rcnn" if refined else "train") / "final.pth"
     print(f"\nreport:        {args.output / 'report.html'}")
     print(f"pseudo labels: {args.output / 'pseudo_labels'}, painted: {args.output / 'pictures' / 'pseudo_labels'}")
-    print(f"new photos:    {shlex.join(['cim', 'predict', 'PHOTO_OR_FOLDER', '--checkpoint', str(best)])}")
+    print(on_new_photos(args.output, refined))
+
+
+def on_new_photos(run_dir: Path, refined: bool) -> str:
+    """What to run on new photos: Mask R-CNN first only where it was measured to be better than CIM."""
+    commands = {
+        name: shlex.join(["cim", "predict", "PHOTO_OR_FOLDER", "--checkpoint", str(run_dir / folder / "final.pth")])
+        for name, folder in (("CIM", "train"), ("Mask R-CNN", "mask_rcnn"))
+    }
+    first = f"new photos:    {commands['CIM']}"
+    if not refined:
+        return first
+    verdict = load_verdicts(run_dir / "verdicts.json").get("Mask R-CNN")
+    if verdict is not None and verdict.level == "fine":
+        return f"new photos:    {commands['Mask R-CNN']}"
+    why = "without masks it is not known which is better" if verdict is None else verdict.reason
+    return f"{first}\nor Mask R-CNN: {commands['Mask R-CNN']} ({why}; it needs no proposals and is faster)"
 
 
 def write_config(args: argparse.Namespace) -> Path:

@@ -6,14 +6,20 @@ import argparse
 import logging
 import os
 
+from cim.cli.judge.intervals import Entry
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.core.errors import CimError
+from cim.core.files import read_json
+from cim.evaluation.bootstrap import MULTI, Difference, differences
 from cim.evaluation.metrics_file import load_rows, markdown
+from cim.evaluation.verdicts import Verdict, save_verdict
 from cim.labels.export import chosen_path, label_path
 from cim.mask_rcnn.detect import ROW, evaluate_mask_rcnn
 from cim.mask_rcnn.train import train_mask_rcnn
+
+STAGE = "Mask R-CNN"  # in verdicts.json
 
 
 def main(args: argparse.Namespace) -> None:
@@ -40,5 +46,41 @@ def main(args: argparse.Namespace) -> None:
     if dataset.annotations is None:
         print(f"no masks to evaluate with in {dataset.name}")
         return
-    evaluate_mask_rcnn(config, checkpoint, dataset, split, args.name or ROW)
-    print(markdown(load_rows(RunPaths(config).metrics)))
+    name, paths = args.name or ROW, RunPaths(config)
+    evaluate_mask_rcnn(config, checkpoint, dataset, split, name)
+    print(markdown(load_rows(paths.metrics)))
+    verdict = against_cim(paths, name)
+    if verdict is not None:
+        print(f"\n{verdict.line(STAGE)}")
+        save_verdict(paths.verdicts, STAGE, verdict)
+
+
+def against_cim(paths: RunPaths, name: str, cim: str = "CIM") -> Verdict | None:
+    """Is it better than the CIM that it learnt from, by more than chance (95 % of paired draws of the photos)?
+
+    None where CIM has no row to compare with.
+    """
+    content = read_json(paths.metrics)
+    rows, settings = content["rows"], content.get("settings", {})
+    if cim not in rows:
+        return None
+    entries = [Entry(paths.work_dir, rows[row], settings.get(row, {})) for row in (cim, name)]
+    try:
+        found = differences(*([entry.judged(None)] for entry in entries))
+    except (CimError, ValueError) as error:
+        return Verdict("doubtful", f"not compared with CIM: {error}", "cim evaluate CONFIG, then the same command")
+    return judge_difference(found)
+
+
+def judge_difference(found: dict[str, Difference]) -> Verdict:
+    """Fine only when nothing of what both have (mAP at 50 and 75, also on photos with several instances; box mAP where
+    there are boxes alone) is worse or might be."""
+    shown = [key for key in (f"{of}mAP@{at}" for of in ("", MULTI) for at in ("0.50", "0.75")) if key in found]
+    shown = shown or [key for key in ("box_mAP",) if key in found]
+    told = ", ".join(
+        f"{key} {found[key].second - found[key].first:+.1f} ({found[key].low:+.1f} to {found[key].high:+.1f})"
+        for key in shown
+    )
+    if shown and all(found[key].low > 0 for key in shown):
+        return Verdict("fine", f"better than CIM: {told}")
+    return Verdict("doubtful", f"not surely better than CIM: {told}", "CIM's own masks (RUN/train), or --budget long")
