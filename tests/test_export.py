@@ -148,6 +148,14 @@ def test_empty_images_and_scores(content):
     assert "score" not in choose(content, ExportConfig(scores="drop"))["annotations"][0]
 
 
+def test_what_is_doubtful_becomes_a_crowd(content):
+    content["annotations"][0]["members"] = 0.05
+    content["annotations"][3]["members"] = 0.6  # two separate regions inside it
+    chosen = choose(content, ExportConfig(threshold=0.25, doubtful=0.4))["annotations"]
+    assert [(a["score"], a["iscrowd"]) for a in chosen] == [(0.9, 0), (0.8, 0), (0.2, 1), (0.3, 1)]
+    assert choose(content, ExportConfig(threshold=0.25, doubtful=0.3))["annotations"][-1]["score"] == 0.1
+
+
 def test_sweep_counts_precision_and_recall(content):
     truth = load_ground_truth(
         {
@@ -289,6 +297,20 @@ def test_tools_write_labels_of_the_tags(labelled):
     assert all(a["category_id"] in tags[a["image_id"]] for a in content["annotations"])
     assert content["images"][0]["file_name"] == "000.png"
     assert content["info"]["image_root"] == str(image_root(load_config(path).data, dataset).resolve())
+
+
+def test_doubts_are_told_when_asked_for(labelled):
+    path, labels = labelled
+    assert "members" not in read_labels(labels)["annotations"][0]
+    output = path.parent / "doubts.json"
+    assert (
+        run_tool("generate_mask_for_MaskRCNN", path, "--output", output, "--workers", 1, "--set", "export.doubtful=0.1")
+        == 0
+    )
+    lines = read_labels(output)["annotations"]
+    assert all(0 <= a["members"] <= 1 and isinstance(a["certain"], bool) for a in lines)
+    single = [a["image_id"] for a in lines if a["certain"]]
+    assert len(single) == len(set(single))
 
 
 def test_change_threshold_and_sweep(labelled, capsys):

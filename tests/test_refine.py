@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
 
 from cim import load_model
+from cim.cli.learn.refine import judge_difference
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
@@ -25,12 +26,15 @@ from cim.config.schema import RefineConfig
 from cim.core.errors import CimError
 from cim.core.photo import read_photo
 from cim.engine.checkpoints import load_checkpoint
+from cim.evaluation.bootstrap import Difference
 from cim.labels.export import NAME, label_path
 from cim.mask_rcnn.detect import MaskDetector, load_detector
 from cim.mask_rcnn.pixels import mask_boxes, target_size
-from cim.mask_rcnn.train import LabelSource, _param_groups, open_labels, refine_step, schedule_of, train_mask_rcnn
+from cim.mask_rcnn.scenes import PastedScenes
+from cim.mask_rcnn.source import LabelSource, open_labels
+from cim.mask_rcnn.train import _param_groups, refine_step, schedule_of, train_mask_rcnn, with_scenes
 from cim.models import mask_rcnn
-from cim.models.mask_rcnn import BUILDS, build_mask_rcnn, weighted_box_losses, weighted_mask_loss
+from cim.models.mask_rcnn import BUILDS, UNKNOWN, build_mask_rcnn, weighted_box_losses, weighted_mask_loss
 
 TINY = {"channels": 8, "hidden": 16, "mask_layers": 1, "regions": 16, "before": 50, "after": 20}
 
@@ -112,7 +116,7 @@ def test_crowds_polygons_empty_masks_and_images_without_labels(truth, caplog):
         photos, _ = opened(edited(truth, change))
     assert [p.image_id for p in photos] == [3]
     assert coco_mask.area(photos[0].rles[0]) == 300
-    assert "1 annotations left out: crowds" in caplog.text and "left out: without pixels" in caplog.text
+    assert "left out: without pixels" in caplog.text
     assert "classes without any label" in caplog.text and "box" in caplog.text
 
 
@@ -144,6 +148,17 @@ def test_photo_of_another_size(truth):
         LabelSource(photos, 48, 64).sample(0, np.random.default_rng(0))
 
 
+def test_crowds_beside_instances_are_areas_where_nothing_is_known(truth, caplog):
+    def change(content):
+        content["annotations"][1] |= {"image_id": content["annotations"][0]["image_id"], "iscrowd": 1}
+
+    with caplog.at_level("INFO"):
+        photos, _ = opened(edited(truth, change))
+    assert photos[0].labels == (1, UNKNOWN) and "1 areas where nothing is known" in caplog.text
+    target = LabelSource(photos, 48, 64, flip=False).sample(0, np.random.default_rng(0))["target"]
+    assert target["labels"].tolist() == [1, UNKNOWN] and len(target["masks"]) == 2
+
+
 def test_only_crowds(truth):
     with pytest.raises(CimError, match="no usable instance"):
         opened(edited(truth, lambda content: [line.update(iscrowd=1) for line in content["annotations"]]))
@@ -162,6 +177,74 @@ def test_mask_boxes():
     boxes, good = mask_boxes(masks)
     assert boxes[:2].tolist() == [[3, 2, 9, 5], [2, 7, 6, 8]]
     assert good.tolist() == [True, False, False]
+
+
+# ---------------------------------------------------------------------- what is not known
+
+
+def test_boxes_inside_unknown_areas_are_no_background():
+    model = build_mask_rcnn("mobilenet_fpn", 2, "none", 48, 64).train()
+    known, unknown = torch.tensor([0.0, 0, 20, 20]), torch.tensor([30.0, 0, 60, 40])
+    boxes, labels = torch.stack([unknown, known]), torch.tensor([UNKNOWN, 2])
+    part, aside, half = torch.tensor([32.0, 2, 40, 9]), torch.tensor([0.0, 30, 10, 40]), torch.tensor([20.0, 0, 42, 40])
+    own = torch.stack([known, unknown, part, aside, half])
+    matched, found = model.roi_heads.assign_targets_to_proposals([own], [boxes], [labels])
+    assert found[0].tolist() == [2, UNKNOWN, UNKNOWN, 0, UNKNOWN] and matched[0][0] == 1
+    found, _ = model.rpn.assign_targets_to_anchors([own], [{"boxes": boxes, "labels": labels}])
+    assert found[0].tolist() == [1, UNKNOWN, UNKNOWN, 0, UNKNOWN]
+    plain, _ = model.rpn.assign_targets_to_anchors([own], [{"boxes": boxes[1:], "labels": labels[1:]}])
+    assert plain[0].tolist() == [1, 0, 0, 0, 0]
+
+
+def test_an_image_of_nothing_but_unknown_areas_trains(truth):
+    photos, _ = opened(truth)
+    sample = LabelSource(photos, 96, 128).sample(0, np.random.default_rng(0))
+    sample["target"]["labels"][:] = UNKNOWN
+    torch.manual_seed(0)
+    model = build_mask_rcnn("mobilenet_fpn", 2, "none", 96, 128).train()
+    losses, found = refine_step(model, [sample], torch.Generator())
+    assert all(torch.isfinite(loss) for loss in losses.values()) and found == {"instances": 0}
+
+
+def test_scenes_are_pasted_from_certain_labels(truth):
+    def change(content):
+        for line in content["annotations"]:
+            line["certain"] = True
+
+    photos, _ = opened(edited(truth, change))
+    labels = LabelSource(photos, 96, 128)
+    pasted = PastedScenes.of(labels)
+    assert {label: len(pairs) for label, pairs in pasted.certain.items()} == {1: 2, 2: 2}
+    seen = set()
+    for seed in range(6):
+        target = pasted.sample(0, np.random.default_rng(seed))["target"]
+        (label,) = set(target["labels"].tolist()) - {UNKNOWN}
+        seen.add(label)
+        masks = target["masks"].numpy()
+        assert (target["labels"] == label).sum() >= 2 and masks.sum(0).max() == 1
+        # the photo below shows the other class, which is not learnt
+        assert (target["labels"] == UNKNOWN).sum() <= 1
+    assert seen == {1, 2}
+
+
+def test_the_same_scene_from_the_same_draw(truth):
+    photos, _ = opened(edited(truth, lambda content: [line.update(certain=True) for line in content["annotations"]]))
+    pasted = PastedScenes.of(LabelSource(photos, 48, 64))
+    one, two = (pasted.sample(0, np.random.default_rng(3)) for _ in range(2))
+    assert torch.equal(one["image"], two["image"]) and torch.equal(one["target"]["masks"], two["target"]["masks"])
+
+
+def test_no_scenes_without_certain_labels(truth, caplog):
+    photos, _ = opened(truth)
+    source = LabelSource(photos, 48, 64)
+    assert with_scenes(source, RefineConfig(scenes=2)) is source and "no scenes are pasted" in caplog.text
+
+
+def test_scenes_among_the_photos(truth):
+    photos, _ = opened(edited(truth, lambda content: [line.update(certain=True) for line in content["annotations"]]))
+    mixed = with_scenes(LabelSource(photos, 48, 64), RefineConfig(scenes=2, images_per_update=4))
+    assert len(mixed) == 6 and schedule_of(RefineConfig(scenes=2, images_per_update=4)).images_per_update == 6
+    assert mixed.sample(5, np.random.default_rng(0))["image_id"] == "scene"
 
 
 # ---------------------------------------------------------------------- weighted losses
@@ -240,6 +323,27 @@ def test_frozen_layers_stay(network):
 def test_pyramid_levels(name, strides):
     levels = build_mask_rcnn(name, 2, "none", 48, 64).backbone.eval()(torch.zeros(1, 3, 128, 128))
     assert [level.shape[-1] for level in levels.values()] == [128 // s for s in strides]
+
+
+# ---------------------------------------------------------------------- is it better than CIM?
+
+
+@pytest.mark.parametrize(
+    ("low", "keys", "level"),
+    [
+        (0.5, ["mAP@0.50", "mAP@0.75"], "fine"),
+        (-0.5, ["mAP@0.50", "mAP@0.75"], "doubtful"),
+        (0.5, ["box_mAP"], "fine"),
+        (0.5, ["found"], "doubtful"),
+    ],
+)
+def test_better_only_by_more_than_the_interval(low, keys, level):
+    found = {key: Difference(50.0, 53.0, 0.5, 4.0) for key in keys}
+    found[keys[-1]] = Difference(50.0, 53.0, low, 4.0)
+    verdict = judge_difference(found)
+    assert verdict.level == level and all(
+        f"{low:+.1f} to +4.0" in verdict.reason for _ in keys[:1] if keys != ["found"]
+    )
 
 
 # ---------------------------------------------------------------------- detection

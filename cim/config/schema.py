@@ -206,6 +206,9 @@ class ExportConfig(Section):
     threshold_kind: Literal["absolute", "quantile"] = "absolute"  # quantile: share left out, class by class
     tags_first: bool = False  # other classes take none of an image's places (infer.max_per_image); published: they do
     keep_best_per_tag: bool = False  # at least one instance for every tag of an image
+    # what may be an instance as well (this share of the best score of its class in the photo), and labels that may be
+    # several, become crowds: areas that teach nothing (cim/labels/export.py)
+    doubtful: float | None = Field(default=None, gt=0, le=1)
     min_area: NonNegativeInt = 0  # pixels
     mask_nms: float | None = None  # mask IoU from which a worse instance of the class is dropped
     empty_images: Literal["keep", "drop"] = "keep"
@@ -229,6 +232,7 @@ class RefineConfig(Section):
     weights: str | None = None  # file with ImageNet weights; None: the library's own
     images_per_update: PositiveInt = 16
     micro_batch: int = Field(default=2, ge=1)  # images per pass through the network; memory grows with it
+    scenes: NonNegativeInt = 0  # scenes of certain labels beside the photos of an update (cim/mask_rcnn/scenes.py)
     updates: PositiveInt = 18000
     step: tuple[int, ...] = (12000, 16000)
     epochs: PositiveFloat | None = None  # instead of updates and step, as train.epochs, with its floor and ceiling

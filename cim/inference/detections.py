@@ -17,12 +17,15 @@ from cim.config.schema import InferConfig
 from cim.core.errors import CimError
 from cim.core.files import as_json, atomic, read_json, write_json
 from cim.core.regions import RegionSet
+from cim.core.types import Instances
 from cim.datasets.base import Dataset, Record
 from cim.evaluation.coco_results import to_coco
 from cim.inference.selection import select
+from cim.mining.groups import member_strength
 from cim.mining.told import told_of
 from cim.storage.published import RegionSource, read_detections_pickle
 from cim.storage.store import Store
+from cim.training.scenes import certain_instance
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +105,7 @@ def select_dataset(
     *,
     tagged_classes_only: bool = False,
     known: bool = False,
+    doubts: bool = False,
     workers: int = 1,
 ) -> Iterator[list[dict[str, Any]]]:
     """COCO results of one image after the other, in the data set's order; memory stays flat.
@@ -109,6 +113,9 @@ def select_dataset(
     Args:
         tagged_classes_only: keep the classes that the image is said to show (pseudo labels).
         known: heed what is known of the images beyond tags; of an image of which anything is known, the tags, too.
+        doubts: also say of every result how well separate regions inside it score (``members``, see
+            :func:`cim.mining.groups.member_strength`), and whether it is surely one whole instance (``certain``, see
+            :func:`cim.training.scenes.certain_instance`).
         workers: processes.
 
     Raises:
@@ -116,7 +123,7 @@ def select_dataset(
     """
 
     def one(record: Record) -> list[dict[str, Any]]:
-        return _select_image(dataset, source, scores, selection, record, tagged_classes_only, known)
+        return _select_image(dataset, source, scores, selection, record, tagged_classes_only, known, doubts)
 
     if workers <= 1 or len(dataset) < 2:
         yield from map(one, dataset)
@@ -124,7 +131,7 @@ def select_dataset(
     slim = replace(dataset, records=())  # the records travel one by one
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size="auto", pre_dispatch="4*n_jobs")
     yield from parallel(
-        joblib.delayed(_select_image)(slim, source, scores, selection, record, tagged_classes_only, known)
+        joblib.delayed(_select_image)(slim, source, scores, selection, record, tagged_classes_only, known, doubts)
         for record in dataset
     )
 
@@ -137,6 +144,7 @@ def _select_image(
     record: Record,
     tagged_classes_only: bool,
     known: bool,
+    doubts: bool,
 ) -> list[dict[str, Any]]:
     regions = with_masks(source.load(record.image_id), record.image_id)
     values = scores.load(record.image_id)
@@ -149,7 +157,21 @@ def _select_image(
         )
     told = told_of(record.known, regions, len(dataset.classes)) if known else None
     tags = record.tags if tagged_classes_only or told is not None else None
-    return to_coco(select(regions, values, record.image_id, **vars(selection), tags=tags, told=told), dataset)
+    found = select(regions, values, record.image_id, **vars(selection), tags=tags, told=told)
+    results = to_coco(found, dataset)
+    if doubts:
+        _add_doubts(results, found, regions, values)
+    return results
+
+
+def _add_doubts(results: list[dict[str, Any]], found: Instances, regions: RegionSet, scores: np.ndarray) -> None:
+    shared = regions.intersections(regions.members)
+    for class_id in np.unique(found.class_ids):
+        strength = member_strength(scores[:, class_id], shared)
+        certain = certain_instance(regions, scores[:, class_id])
+        for index in np.flatnonzero(found.class_ids == class_id):
+            proposal = int(found.proposal[index])
+            results[index] |= {"members": round(float(strength[proposal]), 4), "certain": proposal == certain}
 
 
 def write_results(path: str | Path, images: Iterable[list[dict[str, Any]]], total: int | None = None) -> int:

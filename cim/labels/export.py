@@ -138,6 +138,7 @@ def annotation(
         "height": int(size[0]),
         "score": result["score"],
         **({"known": True} if result.get("known") else {}),
+        **{key: result[key] for key in ("members", "certain") if key in result},
     }
 
 
@@ -154,6 +155,9 @@ def choose(content: dict[str, Any], options: ExportConfig) -> dict[str, Any]:
 
     In this order: areas below ``min_area`` pixels go; mask NMS per image and class; the threshold (a score, or per
     class the share of instances to leave out); with ``keep_best_per_tag`` every class of an image keeps its best.
+    With ``doubtful``, what might be an instance as well stays as a crowd, an area where nothing is known: instances
+    below the threshold with that share of the best score of their class in their image, and chosen ones inside
+    which two separate regions score that share of theirs (they may be several, ``members``).
     Instances of classes of which is known how many there are (``known``) stay whatever their size, overlap and score.
     ``scores``: keep them; "weight" adds ``weight``, the score divided by the best of its class; "drop" removes them.
 
@@ -169,7 +173,10 @@ def choose(content: dict[str, Any], options: ExportConfig) -> dict[str, Any]:
     if options.keep_best_per_tag:
         kept |= {id(max(group, key=lambda a: a["score"])) for group in _groups(found).values()}
     kept |= {id(a) for a in told}
-    chosen = [dict(a) for a in content["annotations"] if id(a) in kept]
+    if options.doubtful is None:
+        chosen = [dict(a) for a in content["annotations"] if id(a) in kept]
+    else:
+        chosen = _with_doubtful([a for a in content["annotations"] if a["area"]], kept, options.doubtful)
     _rescore(chosen, options.scores)
     for number, line in enumerate(chosen, 1):
         line["id"] = number
@@ -179,6 +186,18 @@ def choose(content: dict[str, Any], options: ExportConfig) -> dict[str, Any]:
         images = [image for image in images if image["id"] in shown]
     info = {**content.get("info", {}), "export": options.model_dump()}
     return {**content, "info": info, "images": images, "annotations": chosen}
+
+
+def _with_doubtful(found: list[dict[str, Any]], kept: set[int], share: float) -> list[dict[str, Any]]:
+    best = {key: max(a["score"] for a in group) for key, group in _groups(found).items()}
+    chosen = []
+    for line in found:
+        doubtful = line["score"] >= share * best[line["image_id"], line["category_id"]]
+        if id(line) in kept:
+            chosen.append({**line, "iscrowd": int(line.get("members", 0) >= share and not line.get("known"))})
+        elif doubtful:
+            chosen.append({**line, "iscrowd": 1})
+    return chosen
 
 
 def _limits(found: Sequence[dict[str, Any]], options: ExportConfig) -> dict[int, float]:

@@ -16,7 +16,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads, project_masks_on_boxes
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_area
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from cim.models.backbones import Backbone, build_backbone
@@ -96,7 +96,7 @@ def build_mask_rcnn(
     backbone = Pyramid(build_backbone(build.trunk, weights), build.taps, build.channels)
     levels = [str(k) for k in range(len(build.taps))]
     anchors = AnchorGenerator(tuple((side,) for side in build.anchors), ((0.5, 1.0, 2.0),) * len(build.anchors))
-    rpn = RegionProposalNetwork(
+    rpn = TolerantRPN(
         anchors,
         RPNHead(build.channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=0.7,
@@ -107,7 +107,7 @@ def build_mask_rcnn(
         post_nms_top_n={"training": build.after, "testing": max(build.after // 2, 300)},
         nms_thresh=0.7,
     )
-    heads = WeightedRoIHeads(
+    heads = TolerantRoIHeads(
         MultiScaleRoIAlign(levels, 7, 2),
         TwoMLPHead(build.channels * 49, build.hidden),
         FastRCNNPredictor(build.hidden, num_classes + 1),
@@ -159,9 +159,55 @@ class Pyramid(nn.Module):
         return layers
 
 
-class WeightedRoIHeads(RoIHeads):
-    """Torchvision's second stage; where targets carry ``weights`` (float [n], per instance), a region's box, class
-    and mask loss is multiplied by the weight of the instance it belongs to. Background regions weigh 1."""
+UNKNOWN = -1  # label of an area where nothing is known: torchvision's samplers take no region that has it
+_INSIDE = 0.5  # share of a box that lies in such an area, from which it is no background
+
+
+def inside(boxes: Tensor, areas: Tensor) -> Tensor:
+    """Which boxes, float [n, 4], lie mostly in one of the areas, float [m, 4] (COCO's measure for crowds): bool [n]."""
+    if not len(areas):
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    low = torch.maximum(boxes[:, None, :2], areas[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], areas[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(2).amax(1)
+    return shared >= _INSIDE * box_area(boxes).clamp(min=1e-6)
+
+
+class TolerantRPN(RegionProposalNetwork):
+    """Torchvision's first stage; anchors inside areas labelled :data:`UNKNOWN` are never background."""
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As in torchvision; ``targets`` also hold ``labels``."""
+        known = [{"boxes": target["boxes"][target["labels"] != UNKNOWN]} for target in targets]
+        labels, matched = super().assign_targets_to_anchors(anchors, known)
+        for own, found, target in zip(anchors, labels, targets, strict=True):
+            areas = target["boxes"][target["labels"] == UNKNOWN]
+            found[(found == 0) & inside(own, areas)] = UNKNOWN
+        return labels, matched
+
+
+class TolerantRoIHeads(RoIHeads):
+    """Torchvision's second stage, on labels that are not all sure.
+
+    Regions inside areas labelled :data:`UNKNOWN` are never background (drop loss, CutLER, CVPR 2023). Where targets
+    carry ``weights`` (float [n], per instance), a region's box, class and mask loss is multiplied by the weight of the
+    instance it belongs to. Background regions weigh 1.
+    """
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As in torchvision."""
+        # unknown areas are moved out of sight, so that no region takes one for its best match; indices stay
+        apart = [
+            torch.where((found == UNKNOWN)[:, None], -1.0, box) for box, found in zip(gt_boxes, gt_labels, strict=True)
+        ]
+        matched, labels = super().assign_targets_to_proposals(proposals, apart, gt_labels)
+        for own, found, boxes, given in zip(proposals, labels, gt_boxes, gt_labels, strict=True):
+            found[(found == 0) & inside(own, boxes[given == UNKNOWN])] = UNKNOWN
+        return matched, labels
 
     def forward(
         self,

@@ -181,7 +181,7 @@ class Mixed:
     """
 
     photos: Source
-    scenes: SceneSource
+    scenes: Source
     count: int
 
     def __len__(self) -> int:

@@ -59,7 +59,14 @@ def _cim(
     able = having_proposals(dataset, source)
     known = config.known.selection and able.known_digest is not None
     images = select_dataset(
-        able, source, StoredScores(store), selection, tagged_classes_only=first, known=known, workers=args.workers
+        able,
+        source,
+        StoredScores(store),
+        selection,
+        tagged_classes_only=first,
+        known=known,
+        doubts=config.export.doubtful is not None,
+        workers=args.workers,
     )
     info = {"selection": vars(selection), "scores": store.provenance}
     return of_the_tags(images, dataset), info | ({"known": able.known_digest} if known else {})
