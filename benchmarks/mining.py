@@ -84,7 +84,8 @@ def median_ms(call: Callable[[], object], repeats: int, wait: Callable[[], objec
 def measure(count: int, device: str, repeats: int) -> str:
     """One table row: all three branches of one image; NumPy's loop always runs on the CPU."""
     arrays = scene(count)
-    s, d, tags, *pairs = (torch.from_numpy(a).to(device) for a in (*arrays[:3], *arrays[3]))
+    tags = torch.from_numpy(arrays[2])  # on the host, as in training
+    s, d, *pairs = (torch.from_numpy(a).to(device) for a in (*arrays[:2], *arrays[3]))
     over = Overlaps(*pairs)
     exact, full = CIMMiner(anti_noise=False), CIMMiner()
     generator = torch.Generator(device).manual_seed(0)

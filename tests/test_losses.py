@@ -187,7 +187,8 @@ def test_branches_where_nothing_is_mined_are_skipped():
     scores, sample, over, _ = scene(5)
     blind = CIMMiner(big_fraction=0.0)  # every proposal counts as big
     losses, notes = Criterion(blind)(scores, sample, over)
-    assert set(losses) == {"mil", "pcl"} and notes["skipped"] == 3
+    assert notes["skipped"] == 3
+    assert all(value == 0 for name, value in losses.items() if name not in ("mil", "pcl"))
 
 
 def test_without_any_first_label_pcl_is_zero():

@@ -13,7 +13,7 @@ from slow_mining import slow_mine, slow_nms
 
 from cim.core.regions import Overlaps, overlaps
 from cim.mining.miners import CIMMiner, MISTMiner, OICRMiner, PCLMiner
-from cim.mining.steps import find_seeds, sample_distinct
+from cim.mining.steps import find_seeds, greedy, sample_distinct
 
 QUIET = CIMMiner(anti_noise=False)
 CLUSTERED = CIMMiner(cluster_seeds=True, containment=False, background_iou=0.1)
@@ -41,10 +41,15 @@ def run(miner, data, branch=0, generator=None):
 
 def assert_equal(labels, expected):
     if expected is None:
-        assert labels is None
+        assert_nothing(labels)
         return
     for name, value in zip(("class_ids", "integrity", "weight", "mined"), expected, strict=True):
         np.testing.assert_array_equal(getattr(labels, name).numpy(), value.astype(getattr(labels, name).numpy().dtype))
+
+
+def assert_nothing(labels):
+    """A branch that mined nothing teaches nothing."""
+    assert not labels.mined.any() and (labels.class_ids == -1).all() and (labels.weight == 0).all()
 
 
 @pytest.mark.parametrize("image", ["2007_000100", "2007_000104"])
@@ -100,9 +105,8 @@ def test_long_chains_of_removals():
     n = 50
     iou = np.eye(n, dtype=np.float32) + 0.6 * (np.eye(n, k=1) + np.eye(n, k=-1)).astype(np.float32)
     score = np.linspace(1, 0.1, n, dtype=np.float32)
-    row, seed = find_seeds(torch.from_numpy(score[None]), torch.from_numpy(iou), 1.0, 0.5)
-    assert seed.tolist() == slow_nms(score, iou, 1.0, 0.5) == list(range(0, n, 2))
-    assert (row == 0).all()
+    index, is_seed = find_seeds(torch.from_numpy(score[None]), torch.from_numpy(iou), 1.0, 0.5)
+    assert index[is_seed].tolist() == slow_nms(score, iou, 1.0, 0.5) == list(range(0, n, 2))
 
 
 def test_a_seed_of_no_candidates_does_not_erase_another():
@@ -211,18 +215,50 @@ def test_one_proposal(miner):
     one = np.ones((1, 1), np.float32)
     labels = run(miner, (one, one, np.ones(1, np.float32), (one, one)))
     if miner == CIMMiner():
-        assert labels is None  # it contains all proposals: big
+        assert_nothing(labels)  # it contains all proposals: big
     else:
         assert labels.class_ids.tolist() == [1]
+
+
+@pytest.mark.parametrize("miner", [*ALL, CIMMiner(big_as_background=True), replace(CLUSTERED, containment=True)])
+@pytest.mark.parametrize("branch", [0, 2])
+def test_no_step_waits_for_the_device(miner, branch):
+    """Tensors on the meta device have shapes but no values: whoever asks for one, or for a size that depends on one,
+    fails. So would the same step wait for a GPU."""
+    s, d, over = (
+        torch.rand(2, 30, device="meta"),
+        torch.rand(2, 30, device="meta"),
+        torch.rand(2, 30, 30, device="meta"),
+    )
+    classes = torch.tensor([1, 4], device="meta")
+    labels = miner.mine(classes, s, d, Overlaps(*over), branch, torch.Generator().manual_seed(0))
+    assert labels.class_ids.device.type == "meta" and labels.class_ids.shape == (30,)
+    with pytest.raises(RuntimeError):
+        bool(labels.mined.any())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.booleans())
+def test_greedy_nms_is_one_after_the_other(seed, n, look):
+    hits = (torch.rand(2, n, n, generator=torch.Generator().manual_seed(seed)) < 0.2).float().triu(1)
+    keep = torch.ones(2, n, dtype=torch.bool)
+    for row in range(2):
+        for b in range(n):
+            keep[row, b] = not any(bool(keep[row, a]) and bool(hits[row, a, b]) for a in range(b))
+    assert torch.equal(greedy(hits, look), keep)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: mining there is not tested")
 @pytest.mark.parametrize("miner", ALL)
 def test_cuda_equals_cpu(miner):
     s, d, tags, over = (torch.as_tensor(np.asarray(a)) for a in scene(7, n=300))
-    answers = [
-        miner(s.to(at), d.to(at), tags.to(at), Overlaps(*over.to(at)), 0, torch.Generator().manual_seed(0))
-        for at in ("cpu", "cuda")
-    ]
+    answers = []
+    for at in ("cpu", "cuda"):
+        moved = s.to(at), d.to(at), tags, Overlaps(*over.to(at)), 0, torch.Generator().manual_seed(0)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            answers.append(miner(*moved))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(answers[0].class_ids, answers[1].class_ids.cpu())
     torch.testing.assert_close(answers[0].weight, answers[1].weight.cpu())

@@ -69,7 +69,7 @@ class Sample:
         members: bool [N, A] and atom_areas: float32 [A] (pixels of the photo): all that overlaps need.
         atoms: int32 [h, w], the atom label map in the frame of ``image``.
         proposal: int64 [N], index of every row in the image's stored proposals.
-        tags: float32 [C], 1 for the classes in the picture.
+        tags: float32 [C], 1 for the classes in the picture. They stay on the host: how many there are decides shapes.
         class_ids, cluster: int64 [N], first labels (see :class:`Clusters`).
         features: floating [D, h', w'], the trunk's map when it was computed before; None otherwise.
         overlaps: the published matrices (:class:`cim.core.regions.Overlaps`, float32 [N, N]) where proposals come
@@ -102,8 +102,8 @@ class Sample:
     told: Any = None
 
     def to(self, device: str | device) -> Sample:
-        """The same with every tensor on ``device``."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if hasattr(v, "to")}
+        """The same with every tensor but the tags on ``device``."""
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if hasattr(v, "to") and k != "tags"}
         if self.overlaps is not None:
             moved["overlaps"] = type(self.overlaps)(*(v.to(device, non_blocking=True) for v in self.overlaps))
         return replace(self, **moved)

@@ -145,7 +145,8 @@ class Criterion:
                 losses[f"cls{k}"] = class_loss(cls, mined, self.stable)
                 if self.integrity:
                     losses[f"iou{k}"] = integrity_loss(iou, mined)
-                losses[f"bag{k}"] = bag_loss(cls, iou, mined, sample.tags, self.stable)
+                bag = bag_loss(cls, iou, mined, sample.tags, self.stable)
+                losses[f"bag{k}"] = bag * mined.mined.any()  # where nothing was mined, absent classes are silent, too
             return losses
 
     def _prepared(self, scores: RoiScores) -> RoiScores:
@@ -232,7 +233,8 @@ def bag_loss(cls: Tensor, iou: Tensor, labels: PseudoLabels, tags: Tensor, stabl
 
 def diagnostics(labels: list[PseudoLabels | None]) -> dict[str, Tensor]:
     """What mining did, as scalars per branch; see :class:`Criterion`."""
-    values: dict[str, Tensor] = {"skipped": torch.tensor(float(sum(found is None for found in labels)))}
+    empty = [torch.ones(()) if found is None else (~found.mined.any()).float() for found in labels]
+    values: dict[str, Tensor] = {"skipped": sum(empty, torch.zeros(()))}
     for k, found in enumerate(labels):
         if found is None:
             continue
@@ -250,7 +252,7 @@ def _at_least_float32(values: Tensor) -> Tensor:
 
 def _image_label(tags: Tensor, like: Tensor) -> Tensor:
     """[C+1]: the tags after a background that is always there."""
-    return torch.cat([like.new_ones(1), (tags > 0).to(like.dtype)])
+    return torch.cat([like.new_ones(1), (tags > 0).to(like, non_blocking=True)])
 
 
 def _others(p: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ All miners have one shape, so that every published alternative is one line of a 
 
 with s = cls_scores and d = instance_scores, floating [N, C] without the background column; tags [C],
 non-zero for the classes of the image; mask overlaps [N, N]; the branch counted from 0; a generator on
-any device, or None where nothing is drawn. The answer is None when nothing was mined: the branch is
-skipped. N proposals, C classes, P of them present in the image.
+any device, or None where nothing is drawn. The answer is None when there is nothing to mine: no class, or no
+proposal. N proposals, C classes, P of them present in the image.
 
-Everything is vectorised over proposals and present classes (cim/mining/steps.py), computed in float32 at
-least whatever the autocast mode, and waits for the device a few times per branch, never per proposal or seed.
+Everything is vectorised over proposals and present classes (cim/mining/steps.py) and computed in float32 at least
+whatever the autocast mode. Tags that lie on the host are never asked for: no size depends on what is mined, so that
+nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cim.mining.steps import (
     find_big,
     find_complete,
     find_seeds,
+    listed,
     marked,
     one_class_each,
     sample_distinct,
@@ -57,14 +59,16 @@ class PresentClassMiner(ABC):
         if not len(cls_scores):
             return None
         with torch.autocast(cls_scores.device.type, enabled=False):
-            at = tags.nonzero()[:, 0]
+            at = tags.nonzero()[:, 0].to(cls_scores.device, non_blocking=True)
+            if not len(at):
+                return None
             s, d = (_at_least_float32(scores[:, at].T) for scores in (cls_scores, instance_scores))
             return self.mine(at + 1, s, d, overlaps, branch, generator)
 
     @abstractmethod
     def mine(
         self, classes: Tensor, s: Tensor, d: Tensor, overlaps: Overlaps, branch: int, generator: torch.Generator | None
-    ) -> PseudoLabels | None:
+    ) -> PseudoLabels:
         """The same for class numbers [P] (from 1) and their scores [P, N]."""
 
 
@@ -101,7 +105,7 @@ class CIMMiner(PresentClassMiner):
 
     def mine(
         self, classes: Tensor, s: Tensor, d: Tensor, overlaps: Overlaps, branch: int, generator: torch.Generator | None
-    ) -> PseudoLabels | None:
+    ) -> PseudoLabels:
         t_cls = self.cls_threshold + self.threshold_step * branch
         t_iou = self.iou_threshold + self.threshold_step * branch
         weight = s * d
@@ -109,22 +113,25 @@ class CIMMiner(PresentClassMiner):
         if self.cluster_seeds:
             most = max(most, CENTRES)
             centres, weight, _ = cluster_centres(weight, overlaps.iou)
-            row, seed = centres.nonzero(as_tuple=True)
+            index, is_seed = listed(centres, CENTRES)
         else:
-            row, seed = find_seeds(s, overlaps.iou, self.seed_fraction, t_cls)  # step 2
+            index, is_seed = find_seeds(s, overlaps.iou, self.seed_fraction, t_cls)  # step 2
         big = None
         if self.containment or self.big_as_background:
             big = find_big(overlaps.containment, self.contain_threshold, self.big_fraction)  # step 1
         if self.containment and big is not None:
-            mined = find_complete(overlaps.containment, self.contain_threshold, big, d, row, seed)  # step 3
+            mined = find_complete(overlaps.containment, self.contain_threshold, big, d, index, is_seed)  # step 3
         else:
-            mined = marked(s, row, seed)
+            mined = marked(s, index, is_seed)
         mined = one_class_each(mined, weight)  # step 4
         if self.anti_noise:
             mined = sample_distinct(weight, mined, most, generator)  # step 5
-        labels = spread(mined, weight, classes, overlaps.iou, t_cls, t_iou, len(seed), self.background_iou)  # step 6
-        if labels is not None and big is not None and self.big_as_background:
-            labels.class_ids[big], labels.integrity[big] = 0, 0.0  # step 7
+        seeds = is_seed.sum()
+        labels = spread(mined, weight, classes, overlaps.iou, t_cls, t_iou, seeds, most, self.background_iou)  # step 6
+        if big is not None and self.big_as_background:  # step 7
+            known = big & mined.any()  # from nothing nothing is learnt
+            labels.class_ids.masked_fill_(known, 0)
+            labels.integrity.masked_fill_(known, 0)
         return labels
 
 
@@ -142,13 +149,13 @@ class MISTMiner(PresentClassMiner):
 
     def mine(
         self, classes: Tensor, s: Tensor, d: Tensor, overlaps: Overlaps, branch: int, generator: torch.Generator | None
-    ) -> PseudoLabels | None:
+    ) -> PseudoLabels:
         t_cls = self.cls_threshold + self.threshold_step * branch
         t_iou = self.iou_threshold + self.threshold_step * branch
         weight = s * d
-        row, seed = find_seeds(weight, overlaps.iou, self.seed_fraction, t_cls)
-        mined = one_class_each(marked(s, row, seed), weight)
-        return spread(mined, weight, classes, overlaps.iou, t_cls, t_iou, len(seed))
+        index, is_seed = find_seeds(weight, overlaps.iou, self.seed_fraction, t_cls)
+        mined = one_class_each(marked(s, index, is_seed), weight)
+        return spread(mined, weight, classes, overlaps.iou, t_cls, t_iou, is_seed.sum(), index.shape[1])
 
 
 @dataclass(frozen=True)
@@ -163,13 +170,14 @@ class OICRMiner(PresentClassMiner):
 
     def mine(
         self, classes: Tensor, s: Tensor, d: Tensor, overlaps: Overlaps, branch: int, generator: torch.Generator | None
-    ) -> PseudoLabels | None:
+    ) -> PseudoLabels:
         weight = s * d
         best = weight.argmax(1, keepdim=True)
         mined = torch.zeros_like(s, dtype=torch.bool).scatter_(1, best, True)
         mined = one_class_each(mined, weight)
         iou, limit = overlaps.iou, self.positive_iou
-        return spread(mined, weight, classes, iou, limit, limit, len(best), background_from=None)
+        seeds = torch.ones_like(best).sum()  # one per class
+        return spread(mined, weight, classes, iou, limit, limit, seeds, 1, background_from=None)
 
 
 @dataclass(frozen=True)
@@ -190,11 +198,12 @@ class PCLMiner(PresentClassMiner):
 
     def mine(
         self, classes: Tensor, s: Tensor, d: Tensor, overlaps: Overlaps, branch: int, generator: torch.Generator | None
-    ) -> PseudoLabels | None:
+    ) -> PseudoLabels:
         iou, limit = overlaps.iou, self.positive_iou
         mined, weight, seeds = cluster_centres(s * d, iou, self.groups, self.graph_iou, self.max_centres)
         mined = one_class_each(mined, weight)
-        return spread(mined, weight, classes, iou, limit, limit, seeds, background_from=self.background_iou)
+        most, background = self.max_centres, self.background_iou
+        return spread(mined, weight, classes, iou, limit, limit, seeds, most, background_from=background)
 
 
 def _at_least_float32(scores: Tensor) -> Tensor:

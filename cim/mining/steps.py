@@ -10,22 +10,11 @@ from torch import Tensor, nn
 from cim.core.types import PseudoLabels
 
 CENTRES = 5  # of the clusters of a class
-_NMS_STEPS = 8  # fixed-point steps of NMS between two looks at the device
 
 
 def find_big(containment: Tensor, threshold: float, fraction: float) -> Tensor:
-    """The proposals that contain at least ``fraction`` of all (step 1): [N, N] -> bool [N].
-
-    Few are, and half as many columns again as a big one may miss rule out most others, so only what is
-    left is counted in full and the whole matrix is never touched.
-    """
-    count = len(containment)
-    part = containment[:, : math.ceil(1.5 * (1 - fraction) * count)]
-    reachable = (part > threshold).sum(1) + (count - part.shape[1])
-    left = (reachable >= fraction * count).nonzero()[:, 0]
-    big = torch.zeros(count, dtype=torch.bool, device=containment.device)
-    big[left] = (containment[left] > threshold).sum(1) >= fraction * count
-    return big
+    """The proposals that contain at least ``fraction`` of all (step 1): [N, N] -> bool [N]."""
+    return (containment > threshold).sum(1) >= fraction * len(containment)
 
 
 def find_seeds(score: Tensor, iou: Tensor, fraction: float, threshold: float) -> tuple[Tensor, Tensor]:
@@ -38,26 +27,26 @@ def find_seeds(score: Tensor, iou: Tensor, fraction: float, threshold: float) ->
         threshold: a proposal goes when its IoU with a kept, higher one reaches this.
 
     Returns:
-        class row and proposal index of every seed, int64 [S], by class, then by falling score.
+        the n considered proposals of every class by falling score, int64 [P, n], and which of them are seeds, bool.
     """
     order = score.sort(dim=1, descending=True, stable=True).indices[:, : seed_count(score, fraction)]
     hits = (iou[order[:, :, None], order[:, None, :]] >= threshold).to(score.dtype).triu(1)  # [P, n, n], a hits b
-    row, rank = _greedy(hits).nonzero(as_tuple=True)
-    return row, order[row, rank]
+    return order, greedy(hits, look=score.device.type == "cpu")
 
 
-def _greedy(hits: Tensor) -> Tensor:
+def greedy(hits: Tensor, look: bool) -> Tensor:
     """Who survives when every survivor removes those it hits; 0/1 [P, n, n], strictly upper -> bool [P, n].
 
-    "b survives if no survivor hits b" has one solution, and repeating it settles rank after rank, so it
-    is reached after as many steps as the longest chain of removals (a handful; n at the very worst).
+    "b survives if no survivor hits b" has one solution, and repeating it settles rank after rank, so it is reached
+    after as many steps as the longest chain of removals: a handful, n at the very worst. ``look``: stop when it is;
+    asking a GPU would make it wait, so there all n steps are taken.
     """
-    keep = torch.ones_like(hits[:, 0])
-    while True:
-        for _ in range(_NMS_STEPS):
-            before, keep = keep, (torch.bmm(keep[:, None], hits)[:, 0] == 0).to(hits.dtype)
-        if torch.equal(before, keep):
-            return keep > 0
+    keep, ones = torch.ones_like(hits[:, :1]), torch.ones_like(hits[:, :1])
+    for _ in range(hits.shape[1]):
+        before, keep = keep, torch.baddbmm(ones, keep, hits, alpha=-1).clamp_(min=0)
+        if look and torch.equal(before, keep):
+            break
+    return keep[:, 0] > 0
 
 
 def sample_distinct(weight: Tensor, mined: Tensor, most: int, generator: torch.Generator | None) -> Tensor:
@@ -89,29 +78,44 @@ def seed_count(score: Tensor, fraction: float) -> int:
     return min(math.ceil(fraction * score.shape[1]), score.shape[1])
 
 
-def marked(like: Tensor, row: Tensor, proposal: Tensor) -> Tensor:
-    """bool [P, N], True at the pairs (row, proposal)."""
-    mined = torch.zeros_like(like, dtype=torch.bool)
-    mined[row, proposal] = True
-    return mined
+def listed(chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """What is chosen in every row, ascending, as tensors whose size does not depend on it.
+
+    Args:
+        chosen: bool [P, N].
+        most: upper bound of how many are chosen in a row.
+
+    Returns:
+        int64 [P, m], m = min(most, N), and bool [P, m]: which entries count; the rest is filled with others.
+    """
+    index = (~chosen).to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]
+    return index, chosen.gather(1, index)
 
 
-def find_complete(containment: Tensor, threshold: float, big: Tensor, d: Tensor, row: Tensor, seed: Tensor) -> Tensor:
+def marked(like: Tensor, index: Tensor, counts: Tensor) -> Tensor:
+    """bool [P, N], True at the proposals ``index`` [P, n] that count, bool [P, n]."""
+    return torch.zeros_like(like, dtype=torch.bool).scatter_(1, index, counts)
+
+
+def find_complete(
+    containment: Tensor, threshold: float, big: Tensor, d: Tensor, index: Tensor, is_seed: Tensor
+) -> Tensor:
     """Step 3: for every seed the proposal of highest d among those that contain it and are not big.
 
     Args:
         containment: [N, N], [i, j] = share of j inside i; i contains j when it exceeds ``threshold``.
         big: bool [N].
         d: [P, N], at least 0.
-        row, seed: int64 [S].
+        index: int64 [P, n], proposals of every class; is_seed: bool [P, n], which of them are seeds.
 
     Returns:
         bool [P, N]; a seed without candidates leaves no trace.
     """
-    candidates = (containment.index_select(1, seed) > threshold).T & ~big
-    best = d[row].masked_fill(~candidates, -1.0).argmax(1)
-    votes = torch.zeros_like(d).index_put_((row, best), candidates.any(1).to(d.dtype), accumulate=True)
-    return votes > 0
+    contains = containment.index_select(1, index.flatten()).T.reshape(*index.shape, -1) > threshold  # [P, n, N]
+    candidates = contains & ~big
+    best = torch.where(candidates, d[:, None], -1.0).argmax(2)
+    votes = (candidates.any(2) & is_seed).to(d.dtype)
+    return torch.zeros_like(d).scatter_add_(1, best, votes) > 0
 
 
 def top_group(score: Tensor, groups: int, rounds: int = 20) -> Tensor:
@@ -179,21 +183,24 @@ def spread(
     iou: Tensor,
     positive_iou: float,
     complete_iou: float,
-    seeds: int | Tensor,
+    seeds: Tensor,
+    most: int,
     background_from: float | None = 0.0,
-) -> PseudoLabels | None:
+) -> PseudoLabels:
     """Step 6: every proposal takes class and weight of the pseudo ground truth it overlaps best.
 
     Overlap below ``positive_iou`` makes it background, and ignored when below ``background_from``
-    (0: when there is none; None: never).
+    (0: when there is none; None: never). Where nothing was mined, all are ignored.
+
+    Args:
+        most: upper bound of pseudo ground truths per class.
     """
-    row, truth = mined.nonzero(as_tuple=True)
-    if not len(truth):
-        return None
+    index, counts = listed(mined, most)
     return labels_of(
-        iou[truth],  # IoU is symmetric, and rows lie together in memory
-        classes[row],
-        weight[row, truth],
+        # IoU is symmetric, and rows lie together in memory
+        iou[index.flatten()].masked_fill(~counts.flatten()[:, None], -1.0),
+        classes[:, None].expand_as(index).flatten(),
+        weight.gather(1, index).flatten(),
         mined.any(0),
         positive_iou=positive_iou,
         complete_iou=complete_iou,

@@ -85,7 +85,8 @@ def mine_told(
     )
     merged = truths.merged | torch.from_numpy(told.merged).to(there.device)
     labels.integrity[merged] = 0
-    return labels if mined is None else _nearer(labels, truths.iou.amax(0), mined, overlaps.iou)
+    nothing = mined is None or not bool(mined.mined.any())
+    return labels if mined is None or nothing else _nearer(labels, truths.iou.amax(0), mined, overlaps.iou)
 
 
 def find_truths(weight: Tensor, overlaps: Overlaps, told: Told) -> Truths | None:

@@ -66,7 +66,8 @@ def against_cim(paths: RunPaths, name: str, cim: str = "CIM") -> Verdict | None:
         return None
     entries = [Entry(paths.work_dir, rows[row], settings.get(row, {})) for row in (cim, name)]
     try:
-        found = differences(*([entry.judged(None)] for entry in entries))
+        first, second = (entry.judged(None) for entry in entries)
+        found = differences([first], [second])
     except (CimError, ValueError) as error:
         return Verdict("doubtful", f"not compared with CIM: {error}", "cim evaluate CONFIG, then the same command")
     return judge_difference(found)
