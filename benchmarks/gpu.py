@@ -22,8 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from mining import scene
-from training import make_photos, make_source, measure_step, measure_wait
 
 from cim.config.device import resolve_device
 from cim.config.loading import load_config
@@ -32,6 +30,10 @@ from cim.engine.run_logger import memory_mb
 from cim.mask_rcnn.train import refine_step
 from cim.mining.miners import CIMMiner
 from cim.models.mask_rcnn import build_mask_rcnn
+
+sys.path.append(str(Path(__file__).parent))  # its neighbours, however it was started
+from mining import scene  # noqa: E402
+from training import make_photos, make_source, measure_step, measure_wait  # noqa: E402
 
 CONFIGS = ("vgg16_voc", "resnet50_voc", "hrnet48_voc")
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "expected"
