@@ -32,8 +32,8 @@ from cim.mining.miners import CIMMiner
 from cim.models.mask_rcnn import build_mask_rcnn
 
 sys.path.append(str(Path(__file__).parent))  # its neighbours, however it was started
-from mining import scene  # noqa: E402
-from training import make_photos, make_source, measure_step, measure_wait  # noqa: E402
+from mining import scene
+from training import make_photos, make_source, measure_step, measure_wait
 
 CONFIGS = ("vgg16_voc", "resnet50_voc", "hrnet48_voc")
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "expected"
