@@ -17,6 +17,8 @@ from functools import cache
 from multiprocessing.forkserver import ensure_running
 from typing import TYPE_CHECKING, Any
 
+from cim.core.locks import join
+
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
@@ -76,7 +78,8 @@ def _guarded(start: Start, words: list[str], environment: Mapping[str, str]) -> 
     from cim.core.parallel import close_workers  # joblib; the process that only waits does without
 
     try:
-        start(words)
+        with join():
+            start(words)
     finally:
         close_workers()
 

@@ -14,6 +14,11 @@ class RunPaths:
         self.config = config
         self.work_dir = Path(config.work_dir)
 
+    def owner(self, path: Path) -> Path:
+        """The folder to lock for writing below ``path``: the run's where that lies in it, else itself."""
+        inside = path.resolve().is_relative_to(self.work_dir.resolve())
+        return self.work_dir if inside else path
+
     def _data_dir(self) -> Path:
         data = self.config.data
         return self.work_dir if data.dataset == "folder" else Path(data.root) / "cim"

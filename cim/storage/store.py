@@ -19,6 +19,7 @@ import numpy as np
 
 from cim.core.errors import CimError
 from cim.core.files import as_json, read_json, write_json, write_npz
+from cim.core.locks import LOCK
 from cim.core.regions import RegionSet
 
 MANIFEST = "manifest.json"
@@ -51,7 +52,7 @@ class Store:
         root, provenance = Path(root), as_json(provenance)
         if overwrite and (root / MANIFEST).exists():
             cls.open(root, kind)  # refuse to delete what is not ours
-            shutil.rmtree(root)
+            _clear(root)
         if (root / MANIFEST).exists():
             old = cls.open(root, kind)
             if old.provenance != provenance:
@@ -142,3 +143,13 @@ class Store:
 
     def load_regions(self, image_id: int | str) -> RegionSet:
         return RegionSet.load(self.path(image_id))
+
+
+def _clear(root: Path) -> None:
+    """Everything in a store goes but the lock of the command that asks for it; the manifest last, since a store without
+    one would be taken for new."""
+    for path in sorted(root.iterdir(), key=lambda path: path.name == MANIFEST):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()

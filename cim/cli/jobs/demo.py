@@ -11,6 +11,7 @@ from cim.cli.worker import warm_up
 from cim.config.loading import load_config, override, save_config
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
+from cim.core.locks import hold
 from cim.evaluation.metrics_file import load_rows, markdown
 
 
@@ -19,6 +20,15 @@ def main(args: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in another order would give every machine other numbers
     warm_up()
     run_dir = args.output.resolve()
+    with hold(run_dir):
+        _run(args, run_dir)
+    print(f"\n{markdown(load_rows(run_dir / 'metrics.json'))}\n")
+    print("oracle: the best proposal of every instance, all with one score; no method can choose better ones")
+    print(f"new pictures:  {run_dir / 'predictions' / 'overlays'}")
+    print(f"report:        {run_dir / 'report.html'}")
+
+
+def _run(args: argparse.Namespace, run_dir: Path) -> None:
     config, mist = write_configs(args, run_dir)
     pictures = stage(
         "pictures",
@@ -36,10 +46,6 @@ def main(args: argparse.Namespace) -> None:
     stages += [stage("Mask R-CNN", "refine", config)] if args.refine else []
     stages += presentation(config, data_dir(run_dir, args) / "new")
     run_stages(stages, run_dir, config.read_text(encoding="utf-8"))
-    print(f"\n{markdown(load_rows(run_dir / 'metrics.json'))}\n")
-    print("oracle: the best proposal of every instance, all with one score; no method can choose better ones")
-    print(f"new pictures:  {run_dir / 'predictions' / 'overlays'}")
-    print(f"report:        {run_dir / 'report.html'}")
 
 
 def data_dir(run_dir: Path, args: argparse.Namespace) -> Path:

@@ -11,6 +11,7 @@ from cim.cli.worker import warm_up
 from cim.config.loading import load_config, override, save_config
 from cim.core.errors import CimError
 from cim.core.files import file_state
+from cim.core.locks import hold
 from cim.evaluation.coco_results import load_ground_truth
 from cim.evaluation.verdicts import load_verdicts
 from cim.labels.export import chosen_path, label_path
@@ -24,16 +25,21 @@ BUDGETS: dict[str, dict[str, object]] = {  # changes to the light schedule
 
 def main(args: argparse.Namespace) -> None:
     warm_up()
-    config = write_config(args)
-    masks, refined = bool(args.val_masks), not args.no_refine and args.budget != "quick"
+    refined = not args.no_refine and args.budget != "quick"
+    with hold(args.output):
+        _run(args, refined)
+    print(f"\nreport:        {args.output / 'report.html'}")
+    print(f"pseudo labels: {args.output / 'pseudo_labels'}, painted: {args.output / 'pictures' / 'pseudo_labels'}")
+    print(on_new_photos(args.output, refined))
+
+
+def _run(args: argparse.Namespace, refined: bool) -> None:
+    config, masks = write_config(args), bool(args.val_masks)
     stages = preparation(config, masks) + training(config, masks) + pseudo_labels(config)
     if refined:
         stages.append(stage("Mask R-CNN", "refine", config, *([] if masks else ["--no-evaluation"])))
     inputs = config.read_text(encoding="utf-8") + state_of(args)
     run_stages(stages + presentation(config, masks), args.output, inputs)
-    print(f"\nreport:        {args.output / 'report.html'}")
-    print(f"pseudo labels: {args.output / 'pseudo_labels'}, painted: {args.output / 'pictures' / 'pseudo_labels'}")
-    print(on_new_photos(args.output, refined))
 
 
 def on_new_photos(run_dir: Path, refined: bool) -> str:

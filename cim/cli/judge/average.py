@@ -7,7 +7,9 @@ import argparse
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
+from cim.config.schema import Config
 from cim.core.errors import CimError
+from cim.core.locks import hold
 from cim.inference.averaging import average_scores
 from cim.inference.detections import Selection, detect
 from cim.storage.published import having_proposals, open_regions
@@ -19,6 +21,11 @@ def main(args: argparse.Namespace) -> None:
     split = args.split or config.data.eval_split
     if len(args.runs) < 2:
         raise CimError("nothing to average", expected="two or more --runs", found=str(args.runs[0]))
+    with hold(args.output):
+        _average(args, config, split)
+
+
+def _average(args: argparse.Namespace, config: Config, split: str) -> None:
     fix = f"cim score {args.config} --split {split}, with that run's work_dir"
     runs = [Store.open(path / "detections" / split, "detections", fix=fix) for path in args.runs]
     folder = args.output / "detections" / split

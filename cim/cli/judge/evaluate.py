@@ -13,6 +13,7 @@ from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.files import read_json
+from cim.core.locks import hold
 from cim.datasets.base import Dataset
 from cim.evaluation.box_files import Given, has_masks
 from cim.evaluation.boxes import BoxRules, box_row
@@ -58,7 +59,20 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if truth_path is None:
         raise CimError(f"split {split} has no annotations with masks", fix="pass --annotations, or upload the results")
-    path, folder, settings = _results(args, config, dataset, split)
+    folder = _folder(args, config)
+    with hold(folder):
+        return _judge(args, config, dataset, split, Path(truth_path), folder)
+
+
+def _judge(
+    args: argparse.Namespace,
+    config: Config | None,
+    dataset: Dataset | None,
+    split: str,
+    truth_path: Path,
+    folder: Path,
+) -> int:
+    path, settings = _results(args, config, dataset, split, folder)
     rules = BoxRules(plus_one=args.box_plus_one, strict=args.box_strict)
     files: dict[str, Any] = {"results": path_from(path, folder), "annotations": str(Path(truth_path).resolve())}
     if dataset is not None:
@@ -136,13 +150,29 @@ def _tell_strangers(strangers: list[int | str]) -> None:
         print(f"left out: results of {len(strangers)} photos that the annotations do not list, e.g. {strangers[0]}")
 
 
-def _results(
-    args: argparse.Namespace, config: Config | None, dataset: Dataset | None, split: str
-) -> tuple[Path, Path, dict[str, Any]]:
-    """Result file, output folder, and how the row was made."""
+def _folder(args: argparse.Namespace, config: Config | None) -> Path:
+    """Where metrics.json goes."""
+    if args.output is not None:
+        return args.output
     if args.results is not None:
-        folder = args.output or (Path(config.work_dir) if config else args.results.parent)
-        return args.results, folder, {"results": str(args.results), "split": split}
+        return Path(config.work_dir) if config else args.results.parent
+    if args.detections is not None:
+        return args.detections.parent
+    assert config is not None  # asked for when the command began
+    return _base(args, config)
+
+
+def _base(args: argparse.Namespace, config: Config) -> Path:
+    """The folder of detections/<split>."""
+    return evaluation_dir(RunPaths(config), find_checkpoint(args.checkpoint, RunPaths(config)))
+
+
+def _results(
+    args: argparse.Namespace, config: Config | None, dataset: Dataset | None, split: str, folder: Path
+) -> tuple[Path, dict[str, Any]]:
+    """Result file, and how the row was made."""
+    if args.results is not None:
+        return args.results, {"results": str(args.results), "split": split}
     assert config is not None and dataset is not None
     paths = RunPaths(config)
     selection = Selection.of(config.infer)
@@ -151,20 +181,18 @@ def _results(
     settings = {"split": split, "selection": vars(selection), "branch": args.branch}
     source = open_regions(paths.proposals(split))
     if args.detections is not None:
-        folder = args.output or args.detections.parent
         scores = PublishedScores(args.detections, len(dataset.classes))
         path = folder / f"{args.detections.stem}_results.json"
         write_results(path, select_dataset(dataset, source, scores, selection, workers=args.workers), len(dataset))
-        return path, folder, settings | {"detections": str(args.detections)}
-    base = evaluation_dir(paths, find_checkpoint(args.checkpoint, paths))
-    store = Store.open(base / "detections" / split, "detections", fix="cim score CONFIG")
+        return path, settings | {"detections": str(args.detections)}
+    store = Store.open(_base(args, config) / "detections" / split, "detections", fix="cim score CONFIG")
     plain = args.branch == "scores" and selection == Selection.of(config.infer)
     name = "results" if plain else f"results_{args.branch}_{selection.nms}_{selection.nms_iou:g}"
     known = config.known.evaluation and dataset.known_digest is not None
     settings |= {"known": dataset.known_digest} if known else {}
     path = store.root / f"{name}.json"
     detect(dataset, source, store, path, selection, branch=args.branch, known=known, workers=args.workers)
-    return path, args.output or base, settings | {"scores": store.provenance}
+    return path, settings | {"scores": store.provenance}
 
 
 def _name(args: argparse.Namespace, config: Config | None) -> str:

@@ -11,6 +11,7 @@ from cim.config.device import resolve_device
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.core.errors import CimError
+from cim.core.locks import hold
 from cim.engine.fit import distributed
 from cim.evaluation.verdicts import judge_masks, save_verdict
 from cim.inference.best_masks import best_masks
@@ -29,7 +30,12 @@ def main(args: argparse.Namespace) -> int:
     checkpoint = find_checkpoint(args.checkpoint, paths)
     dataset = build_dataset(config.data, split)
     source = open_regions(paths.proposals(split))
-    with distributed.session(resolve_device(config.device)) as device:
+    base = evaluation_dir(paths, checkpoint)
+    folder = args.output or base / "detections" / split
+    with (
+        hold(paths.owner(args.output) if args.output else base),
+        distributed.session(resolve_device(config.device)) as device,
+    ):
         trained = load_trained(checkpoint, device)
         if trained.classes != dataset.classes:
             raise CimError(
@@ -39,7 +45,6 @@ def main(args: argparse.Namespace) -> int:
                 found=", ".join(trained.classes[:5]),
                 fix="pass the config that the network was trained with",
             )
-        folder = args.output or evaluation_dir(paths, checkpoint) / "detections" / split
         store = detection_store(folder, checkpoint, config.infer, source.provenance, args.overwrite)
         dataset = having_proposals(dataset, source)
         report = score_dataset(trained.model, dataset, source, store, config.infer, device)

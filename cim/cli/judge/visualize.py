@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.core.errors import CimError
 from cim.core.files import file_state
+from cim.core.locks import hold
 from cim.core.parallel import run_stage
 from cim.pictures.photo_set import PhotoSet, Picture, make_picture
 from cim.storage.store import Store
@@ -26,6 +28,18 @@ def main(args: argparse.Namespace) -> int:
         raise CimError(f"--mode {mode} needs annotated masks", path=photo_set.truth.name, fix="--mode predictions")
     found = {} if mode == "truth" else photo_set.results(results)
     output = args.output or pictures / f"{split}_{mode}"
+    with hold(output):
+        return _paint(args, photo_set, results, found, mode, output)
+
+
+def _paint(
+    args: argparse.Namespace,
+    photo_set: PhotoSet,
+    results: Path,
+    found: dict[int | str, list[dict[str, Any]]],
+    mode: str,
+    output: Path,
+) -> int:
     settings = {"mode": mode, "score_threshold": args.score_threshold, "annotations": _state(photo_set.truth.name)}
     if mode != "truth":
         settings["results"] = _state(results)

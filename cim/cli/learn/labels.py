@@ -12,6 +12,7 @@ from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, DataConfig
 from cim.core.errors import CimError
+from cim.core.locks import hold
 from cim.core.parallel import StageReport, run_stage
 from cim.datasets.base import Dataset
 from cim.evaluation.verdicts import judge_first_labels, save_verdict
@@ -39,11 +40,12 @@ def main(args: argparse.Namespace) -> int:
     config = config_of(args)
     points = args.points or (Path(config.assign.points) if config.assign.points else None)
     source = args.source or ("peaks" if points is None else "points")
-    if source == "peaks":
-        return label_from_peaks(args, config)
-    if points is None:
-        raise CimError("no points given", fix="pass --points or set assign.points")
-    return label_from_points(args, config, points)
+    with hold(config.work_dir):
+        if source == "peaks":
+            return label_from_peaks(args, config)
+        if points is None:
+            raise CimError("no points given", fix="pass --points or set assign.points")
+        return label_from_points(args, config, points)
 
 
 def config_of(args: argparse.Namespace) -> Config:

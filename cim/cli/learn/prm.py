@@ -7,6 +7,7 @@ import logging
 import os
 
 from cim.config.loading import load_config
+from cim.core.locks import hold
 from cim.prm.train import train_prm
 
 
@@ -15,4 +16,5 @@ def main(args: argparse.Namespace) -> None:
 
     if os.environ.get("RANK", "0") != "0":
         logging.disable(logging.INFO)  # one process speaks for all
-    print(train_prm(config))
+    with hold(config.work_dir):
+        print(train_prm(config))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from pathlib import Path
 
 from cim.cli.judge.intervals import Entry
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
+from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.files import read_json
+from cim.core.locks import hold
 from cim.evaluation.bootstrap import MULTI, Difference, differences
 from cim.evaluation.metrics_file import load_rows, markdown
 from cim.evaluation.verdicts import Verdict, save_verdict
@@ -31,6 +34,11 @@ def main(args: argparse.Namespace) -> None:
     labels = args.labels or chosen_path(label_path(config, config.data.train_split), config.export)
     if not labels.is_file():
         raise CimError("no pseudo labels", path=labels, fix="cim export CONFIG")
+    with hold(RunPaths(config).owner(args.run or RunPaths(config).refine_dir)):
+        _refine(args, config, labels, main_process)
+
+
+def _refine(args: argparse.Namespace, config: Config, labels: Path, main_process: bool) -> None:
     checkpoint = train_mask_rcnn(config, labels, args.images, args.run)
     if not main_process:
         return

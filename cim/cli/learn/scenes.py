@@ -12,6 +12,8 @@ from cim.config.build import build_dataset, proposer_options
 from cim.config.device import resolve_device
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
+from cim.config.schema import Config
+from cim.core.locks import hold
 from cim.core.photo import read_photo
 from cim.inference.scores import evaluation_dir, find_checkpoint
 from cim.proposals.options import provenance
@@ -24,7 +26,13 @@ from cim.training.scene_source import Scenes, certain_cutouts, draw_scene
 def main(args: argparse.Namespace) -> int:
     """What is there already is kept; every scene depends on the seed and its number alone."""
     config = load_config(args.config, args.set)
-    paths, split = RunPaths(config), config.data.train_split
+    paths = RunPaths(config)
+    with hold(paths.owner(paths.scenes)):
+        return _make(args, config, paths)
+
+
+def _make(args: argparse.Namespace, config: Config, paths: RunPaths) -> int:
+    split = config.data.train_split
     dataset, regions = build_dataset(config.data, split), open_regions(paths.proposals(split))
     base = evaluation_dir(paths, find_checkpoint(args.checkpoint, paths))
     fix = "cim score CONFIG --split train"

@@ -9,6 +9,7 @@ import os
 from cim.cli.main import call
 from cim.config.loading import load_config
 from cim.core.errors import CimError
+from cim.core.locks import hold
 from cim.training.artefacts import missing_stages
 from cim.training.train import train_cim
 
@@ -22,12 +23,13 @@ def main(args: argparse.Namespace) -> None:
         for stage in missing_stages(config):
             print(stage)
         return
-    if args.prepare:
-        for stage in missing_stages(config):
-            _prepare(stage, args)
-    if os.environ.get("RANK", "0") != "0":
-        logging.disable(logging.INFO)  # one process speaks for all
-    print(train_cim(config))
+    with hold(config.work_dir):
+        if args.prepare:
+            for stage in missing_stages(config):
+                _prepare(stage, args)
+        if os.environ.get("RANK", "0") != "0":
+            logging.disable(logging.INFO)  # one process speaks for all
+        print(train_cim(config))
 
 
 def _prepare(stage: str, args: argparse.Namespace) -> None:

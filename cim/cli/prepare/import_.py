@@ -12,6 +12,7 @@ from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, DataConfig
 from cim.core.errors import CimError
+from cim.core.locks import hold
 from cim.proposals.published_tree import (
     COB_MAT,
     Tree,
@@ -33,6 +34,11 @@ def main(args: argparse.Namespace) -> int:
     if source is None:
         raise CimError("nothing to import", fix="pass --input")
     output = args.output or RunPaths(config).proposals(split)
+    with hold(RunPaths(config).owner(output)):
+        return _import(args, config, split, source, output)
+
+
+def _import(args: argparse.Namespace, config: Config, split: str, source: Path, output: Path) -> int:
     provenance = _provenance(args, source)
     if args.source_kind == "pickle":
         pickle = CobPickle(source)

@@ -12,6 +12,7 @@ from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, ProposalConfig
 from cim.core.errors import CimError
+from cim.core.locks import hold
 from cim.core.parallel import run_stage
 from cim.datasets.base import Dataset, Record
 from cim.datasets.photo_files import PHOTO_SUFFIXES
@@ -23,7 +24,12 @@ from cim.storage.store import Store
 
 def main(args: argparse.Namespace) -> int:
     """2 when some photos could not be read; the others are done."""
-    settings, records, output = _task(args)
+    settings, records, output, locked = _task(args)
+    with hold(locked):
+        return _make(args, settings, records, output)
+
+
+def _make(args: argparse.Namespace, settings: ProposalConfig, records: list[Record], output: Path) -> int:
     device = str(resolve_device(args.device))
     options = proposer_options(settings)
     open_proposer(options, device)  # a missing package, checkpoint or weights file stops here, not in a worker
@@ -45,7 +51,8 @@ def main(args: argparse.Namespace) -> int:
     return code
 
 
-def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path]:
+def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path, Path]:
+    """How, which photos, the store, and the folder that is locked meanwhile."""
     if (args.config is None) == (args.images is None):
         raise CimError("which photos", expected="either CONFIG or --images FOLDER")
     if args.config is not None:
@@ -53,10 +60,12 @@ def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path]
         split = args.split or config.data.train_split
         settings, records = config.proposals, _wanted(build_dataset(config.data, split), split, config)
         output = args.output or RunPaths(config).proposals(split)
+        locked = RunPaths(config).owner(output)
     elif args.output is None or args.set or args.split:
         raise CimError("--images goes with --output, and without --set and --split")
     else:
         settings, records, output = ProposalConfig(), _folder(args.images), args.output
+        locked = output
     given: dict[str, Any] = {
         "method": args.method,
         "max_proposals": args.max_proposals,
@@ -67,7 +76,7 @@ def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path]
     given = {key: value for key, value in given.items() if value is not None}
     if given.get("max_proposals", 1) < 1:
         raise CimError("--max-proposals starts at 1", found=args.max_proposals)
-    return settings.model_copy(update=given), records, output
+    return settings.model_copy(update=given), records, output, locked
 
 
 def _wanted(dataset: Dataset, split: str, config: Config) -> list[Record]:

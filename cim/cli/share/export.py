@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
 from cim.core.files import fingerprint
+from cim.core.locks import hold
 from cim.datasets.base import Dataset
 from cim.inference.detections import Selection, StoredScores, select_dataset
 from cim.inference.scores import evaluation_dir, find_checkpoint
@@ -31,6 +33,11 @@ def main(args: argparse.Namespace) -> None:
     split = args.split or config.data.train_split
     dataset = build_dataset(config.data, split)
     path = args.output or label_path(config, split, args.from_mask_rcnn is not None)
+    with hold(config.work_dir) if args.output is None else nullcontext():  # one file elsewhere is in nobody's way
+        _export(args, config, dataset, split, path)
+
+
+def _export(args: argparse.Namespace, config: Config, dataset: Dataset, split: str, path: Path) -> None:
     root = image_root(config.data, dataset)
     if split == config.data.eval_split and config.data.dataset == "folder" and config.data.val_images:
         root = Path(config.data.val_images)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from cim.core.errors import CimError
 from cim.core.files import write_json
+from cim.core.locks import hold
 from cim.datasets.photo_files import photos_in
 from cim.pictures.visualize import save_picture
 from cim.prediction.predict import Predictor, load_model
@@ -20,6 +21,11 @@ def main(args: argparse.Namespace) -> int:
     """2 when some photos could not be read; the others are done."""
     photos = _photos(args.photos)
     model = load_model(args.checkpoint, args.device, args.weights)
+    with hold(args.output):
+        return _predict(args, photos, model)
+
+
+def _predict(args: argparse.Namespace, photos: list[Path], model: Predictor) -> int:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     failed: list[str] = []

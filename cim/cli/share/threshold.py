@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from cim.config.loading import load_config
 from cim.config.schema import Config, ExportConfig
 from cim.core.errors import CimError
 from cim.core.files import write_json
+from cim.core.locks import hold
 from cim.evaluation.coco_results import load_ground_truth
 from cim.labels.export import choose, chosen_path, label_path, uncompressed
 from cim.labels.label_files import read_labels, sweep, sweep_table, validate_labels
@@ -34,7 +36,8 @@ def main(args: argparse.Namespace) -> None:
             line["segmentation"] = uncompressed(line["segmentation"])
     output = args.output or chosen_path(path, options)
     _refuse_nothing(chosen, content, options)
-    write_json(output, chosen)
+    with hold(config.work_dir) if args.output is None else nullcontext():
+        write_json(output, chosen)
     counts = validate_labels(output)
     print(f"{counts['annotations']} of {len(content['annotations'])} instances, {counts['images']} photos: {output}")
     used = {line["category_id"] for line in chosen["annotations"]}
