@@ -129,7 +129,7 @@ def test_run_folder_writes_one_resolved_config(tmp_path):
     photos = tmp_path / "my # photos"
     photos.mkdir()
     args = arguments("--images", str(photos), "--output", str(tmp_path / "run"), "--budget", "quick")
-    config = load_config(run_folder.write_config(args))
+    config = run_folder.resolve(args)
     assert config.data.images == str(photos) and config.train.stretch == 0.6 and config.data.val_images is None
 
 
@@ -210,6 +210,6 @@ def test_run_folder_paints_new_labels_over_old_pictures(tmp_path):
         for line in truth["annotations"]:
             line["score"] = score
         (run / "pseudo_labels" / "msrcnn_pseudo_label_0.3.json").write_text(json.dumps(truth))
-        painting = run_folder.presentation(run / "config.yaml", masks=False)[0].command
+        painting = run_folder.presentation(run / "config.yaml", config, masks=False)[0].command
         assert run_tool("visualize", *painting[1:]) == 0
         assert len(list((run / "pictures" / "pseudo_labels").glob("*.jpg"))) == 4

@@ -76,7 +76,7 @@ def run_stages(stages: Sequence[Stage], run_dir: Path, settings: str, start: Sta
     timings = _read(run_dir / "timings.json")
     fresh = True
     for number, step in enumerate(stages, 1):
-        mark = hashlib.sha256(json.dumps([step.command, settings]).encode()).hexdigest()[:16]
+        mark = _mark(step, settings)
         heading = f"[{number}/{len(stages)}] {step.title}"
         fresh = fresh and done.get(step.title) == mark
         if fresh:
@@ -97,6 +97,16 @@ def run_stages(stages: Sequence[Stage], run_dir: Path, settings: str, start: Sta
         done[step.title] = mark
         write_json(run_dir / "stages.json", done, indent=1)
         logger.info("%s: %.0f s", heading, seconds)
+
+
+def done_otherwise(stages: Sequence[Stage], run_dir: Path, settings: str) -> bool:
+    """Whether any stage is done for another command or other ``settings``."""
+    done = _read(run_dir / "stages.json")
+    return any(done.get(step.title, mark) != mark for step in stages for mark in [_mark(step, settings)])
+
+
+def _mark(step: Stage, settings: str) -> str:
+    return hashlib.sha256(json.dumps([step.command, settings]).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> dict[str, Any]:

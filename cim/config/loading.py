@@ -65,7 +65,12 @@ def find_config(name: str | Path) -> Path:
 
 def save_config(config: Config, path: str | Path) -> None:
     """The resolved config, as yaml that :func:`load_config` reads."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(path, config_text(config))
+
+
+def config_text(config: Config) -> str:
+    """What :func:`save_config` writes."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

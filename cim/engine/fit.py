@@ -25,7 +25,7 @@ from cim.engine.run_logger import describe_run
 from cim.engine.schedule import FitOptions, Schedule, learning_factor
 from cim.engine.trainer import StepFn, Trainer
 
-__all__ = ["FitOptions", "Schedule", "Source", "StepFn", "fit", "learning_factor", "load_checkpoint"]
+__all__ = ["FitOptions", "Schedule", "Source", "StepFn", "fit", "learning_factor", "load_checkpoint", "signature_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ def fit(
     if not len(source):
         raise CimError("no images to train on", found="an empty data set")
     with distributed.session(device) as device, polite_stop() as stopping:
-        signature = _signature(param_groups, source, schedule, options, meta)
-        if distributed.from_main(distributed.is_main() and _is_finished(run_dir, signature)):
+        signature = signature_of(param_groups, len(source), schedule, options, meta)
+        if distributed.from_main(distributed.is_main() and is_finished(run_dir, signature)):
             logger.info("already trained: %s", run_dir / "final.pth")
             return run_dir / "final.pth"
         meta = {**meta, "signature": signature}
@@ -87,10 +87,10 @@ def fit(
     return run_dir / "final.pth"
 
 
-def _signature(
-    param_groups: list[dict[str, Any]], source: Source, schedule: Schedule, options: FitOptions, meta: dict[str, Any]
+def signature_of(
+    param_groups: list[dict[str, Any]], images: int, schedule: Schedule, options: FitOptions, meta: dict[str, Any]
 ) -> dict[str, Any]:
-    """What must be equal for a run to be continued or taken as done."""
+    """What must be equal for a run to be continued or taken as done; arguments as of :func:`fit`."""
     groups = [
         {k: v for k, v in group.items() if k != "params"} | {"tensors": len(group["params"])} for group in param_groups
     ]
@@ -98,7 +98,7 @@ def _signature(
     return {
         "kind": meta.get("kind"),
         "classes": list(meta.get("classes", [])),
-        "images": len(source),
+        "images": images,
         "groups": groups,
         "schedule": {**asdict(schedule), "steps": list(schedule.steps)},
         **{name: getattr(options, name) for name in keep},
@@ -106,7 +106,12 @@ def _signature(
     }
 
 
-def _is_finished(run_dir: Path, signature: dict[str, Any]) -> bool:
+def is_finished(run_dir: Path, signature: dict[str, Any]) -> bool:
+    """Whether training of this :func:`signature_of` is complete there.
+
+    Raises:
+        CimError: what is complete there had another one, or is damaged.
+    """
     final = run_dir / "final.pth"
     if not final.is_file():
         return False

@@ -33,7 +33,7 @@ from cim.engine.checkpoints import load_checkpoint
 from cim.engine.fit import distributed
 from cim.inference.detections import Branch, with_masks
 from cim.models.backbones import RANDOM
-from cim.storage.published import RegionSource, lineage
+from cim.storage.published import RegionSource, lineage, open_regions
 from cim.storage.store import Store
 from cim.training.samples import make_sample
 
@@ -218,18 +218,35 @@ def detection_store(
     Raises:
         CimError: the folder holds scores made otherwise.
     """
-    provenance = {
+    provenance = _made_from(checkpoint, infer, proposals)
+    if overwrite:
+        if distributed.is_main():
+            Store.create(root, "detections", provenance, overwrite=True)
+        distributed.wait()  # nobody writes before the old ones are gone
+    return Store.create(root, "detections", provenance)
+
+
+def check_scores(config: Config, split: str) -> None:
+    """Whether scores that are there would be kept; nothing is written.
+
+    Raises:
+        CimError: they are of other weights, passes or proposals.
+    """
+    paths = RunPaths(config)
+    if paths.checkpoint.is_file() and paths.proposals(split).exists():
+        regions = open_regions(paths.proposals(split))
+        made_from = _made_from(paths.checkpoint, config.infer, regions.provenance)
+        Store.agreeing(paths.detections(split), "detections", made_from)
+
+
+def _made_from(checkpoint: Path, infer: InferConfig, proposals: dict[str, Any]) -> dict[str, Any]:
+    return {
         "checkpoint": fingerprint(checkpoint),
         "sides": list(infer.sides),
         "flip": infer.flip,
         "max_proposals": infer.max_proposals,
         "proposals": lineage(proposals),
     }
-    if overwrite:
-        if distributed.is_main():
-            Store.create(root, "detections", provenance, overwrite=True)
-        distributed.wait()  # nobody writes before the old ones are gone
-    return Store.create(root, "detections", provenance)
 
 
 def score_dataset(

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from cim.config.device import resolve_device
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, RefineConfig
-from cim.engine.fit import FitOptions, Schedule, fit
+from cim.core.errors import CimError
+from cim.engine.checkpoints import FRESH_RUN, load_checkpoint
+from cim.engine.fit import FitOptions, Schedule, fit, is_finished, signature_of
 from cim.engine.loader import Source
 from cim.mask_rcnn.scenes import PastedScenes
 from cim.mask_rcnn.source import LabelSource, open_labels
+from cim.models.backbones import RANDOM
 from cim.models.mask_rcnn import UNKNOWN, build_mask_rcnn
 from cim.training.lengths import Length
 from cim.training.scene_source import Mixed
@@ -48,32 +51,16 @@ def train_mask_rcnn(config: Config, labels: Path, images: Path | None = None, ru
     seen = with_scenes(source, refine)
     torch.manual_seed(refine.seed)
     model = build_mask_rcnn(refine.backbone, len(classes), refine.weights, refine.min_side, refine.max_side)
-    same = ("backbone", "min_side", "max_side", "flip", "score_weighted", *_LATER)
     return fit(
         model,
         seen,
         refine_step,
         param_groups=_param_groups(model, refine),
         schedule=schedule_of(refine, [sorted(set(photo.labels)) for photo in photos]),
-        options=FitOptions(
-            precision=refine.precision,
-            workers=refine.workers,
-            seed=refine.seed,
-            checkpoint_every=refine.checkpoint_every,
-            clip_grad=refine.clip_grad,
-            micro_batch=refine.micro_batch,
-            rescale_momentum=False,
-            reduction="mean",
-            optimizer=refine.optimizer,
-        ),
+        options=_options(refine),
         run_dir=run_dir or RunPaths(config).refine_dir,
         device=resolve_device(config.device),
-        meta={
-            "kind": "mask_rcnn",
-            "classes": list(classes),
-            "config": config.model_dump(mode="json"),
-            "settings": {name: getattr(refine, name) for name in same if name not in _LATER or getattr(refine, name)},
-        },
+        meta=_describe(config, classes),
     )
 
 
@@ -87,6 +74,66 @@ def with_scenes(source: LabelSource, refine: RefineConfig) -> Source:
     counts = ", ".join(f"{len(pairs)}" for pairs in pasted.certain.values())
     logger.info("scenes of certain labels: %d classes with %s of them", len(pasted.certain), counts)
     return Mixed(source, pasted, math.ceil(len(source) * refine.scenes / refine.images_per_update))
+
+
+def check_mask_rcnn(config: Config, labels: Path) -> None:
+    """Whether :func:`train_mask_rcnn` would take a finished network as it is, and rightly; nothing is written.
+
+    Args:
+        labels: those of the config; may be missing.
+
+    Raises:
+        CimError: it was trained with other settings, or on labels that were chosen with others.
+    """
+    refine, run_dir = config.refine, RunPaths(config).refine_dir
+    if not (run_dir / "final.pth").is_file():
+        return
+    before, now = load_checkpoint(run_dir / "final.pth", lazy=True)["meta"]["config"], config.model_dump(mode="json")
+    for section in ("infer", "export"):
+        for name, value in before.get(section, {}).items():
+            if now[section].get(name) != value:
+                raise CimError(
+                    f"Mask R-CNN was trained on labels of other settings ({section}.{name})",
+                    path=run_dir,
+                    expected=now[section].get(name),
+                    found=value,
+                    fix=f"--no-refine leaves it as it is; or {FRESH_RUN}",
+                )
+    if labels.is_file():
+        photos, classes = open_labels(labels)
+        model = build_mask_rcnn(refine.backbone, len(classes), RANDOM, refine.min_side, refine.max_side)
+        schedule = schedule_of(refine, [sorted(set(photo.labels)) for photo in photos])
+        source = LabelSource(photos, refine.min_side, refine.max_side, refine.flip, refine.score_weighted)
+        groups, images, meta = (
+            _param_groups(model, refine),
+            len(with_scenes(source, refine)),
+            _describe(config, classes),
+        )
+        is_finished(run_dir, signature_of(groups, images, schedule, _options(refine), meta))
+
+
+def _options(refine: RefineConfig) -> FitOptions:
+    return FitOptions(
+        precision=refine.precision,
+        workers=refine.workers,
+        seed=refine.seed,
+        checkpoint_every=refine.checkpoint_every,
+        clip_grad=refine.clip_grad,
+        micro_batch=refine.micro_batch,
+        rescale_momentum=False,
+        reduction="mean",
+        optimizer=refine.optimizer,
+    )
+
+
+def _describe(config: Config, classes: Sequence[str]) -> dict[str, Any]:
+    refine, same = config.refine, ("backbone", "min_side", "max_side", "flip", "score_weighted", *_LATER)
+    return {
+        "kind": "mask_rcnn",
+        "classes": list(classes),
+        "config": config.model_dump(mode="json"),
+        "settings": {name: getattr(refine, name) for name in same if name not in _LATER or getattr(refine, name)},
+    }
 
 
 def schedule_of(refine: RefineConfig, labels: Sequence[Sequence[int]] = ()) -> Schedule:

@@ -45,9 +45,7 @@ def converge(
     if not prm.frozen_trunk:
         raise CimError("only the head of a frozen trunk can be solved for", fix="--set prm.frozen_trunk=true")
     final = run_dir / "final.pth"
-    if final.is_file():
-        found = load_checkpoint(final, lazy=True)["meta"].get("settings", {})
-        check_same_run(found, meta["settings"], run_dir)
+    if is_solved(run_dir, meta):
         logger.info("already trained: %s", final)
         return final
     tags = torch.stack([one_hot(record, len(dataset.classes)) for record in dataset])
@@ -61,6 +59,19 @@ def converge(
     if len(known):
         logger.info("tags of photos not seen: mean AP %.3f over %d classes", known.mean(), len(known))
     return final
+
+
+def is_solved(run_dir: Path, meta: dict[str, Any]) -> bool:
+    """Whether the network of this ``meta`` is there.
+
+    Raises:
+        CimError: the one that is there was made with other settings.
+    """
+    final = run_dir / "final.pth"
+    if not final.is_file():
+        return False
+    check_same_run(load_checkpoint(final, lazy=True)["meta"].get("settings", {}), meta["settings"], run_dir)
+    return True
 
 
 def describe_held_out(seen: HeldOut, tags: Tensor, classes: Sequence[str]) -> dict[str, Any]:

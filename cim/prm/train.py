@@ -21,9 +21,10 @@ from cim.config.schema import Config, PRMConfig
 from cim.core.errors import CimError
 from cim.core.files import read_json, write_json
 from cim.datasets.base import Dataset, Record
-from cim.engine.fit import FitOptions, Schedule, Source, fit
+from cim.engine.fit import FitOptions, Schedule, Source, fit, is_finished, signature_of
 from cim.evaluation.verdicts import save_verdict
-from cim.prm.converge import HELD_OUT, converge, judge_held_out
+from cim.models.backbones import RANDOM
+from cim.prm.converge import HELD_OUT, converge, is_solved, judge_held_out
 from cim.prm.fit import average_precision
 from cim.prm.network import ResponseNet, build_response_net, load_response_net
 from cim.prm.photos import FeatureSource, PhotoSource, feature_cache, one_hot, photo_batches
@@ -58,17 +59,7 @@ def train_prm(config: Config) -> Path:
     if not any(record.tags for record in dataset):
         raise CimError(f"no tags in {dataset.name}", fix="set data.tags")
     torch.manual_seed(prm.seed)
-    net = build_response_net(
-        prm.backbone,
-        len(dataset.classes),
-        weights=prm.weights,
-        frozen_trunk=prm.frozen_trunk,
-        train_norms=prm.train_norms,
-        upsample=prm.upsample,
-        score="mean" if prm.fit == "converge" else prm.score,
-        image_size=prm.image_size,
-        classes=dataset.classes,
-    )
+    net = _build(prm, dataset, prm.weights)
     finished = (paths.prm_dir / "final.pth").is_file()
     metrics = paths.prm_dir / "metrics.json"
     if prm.fit == "converge":
@@ -92,7 +83,7 @@ def train_prm(config: Config) -> Path:
         source,
         prm_step,
         param_groups=_param_groups(net, prm),
-        schedule=Schedule(prm.batch_size, max(math.ceil(prm.epochs * len(dataset) / prm.batch_size), 1)),
+        schedule=_schedule(prm, dataset),
         options=_options(prm, workers=0 if cache else prm.workers),
         run_dir=paths.prm_dir,
         device=device,
@@ -103,6 +94,38 @@ def train_prm(config: Config) -> Path:
     if _is_first() and not (finished and metrics.is_file()):
         _write_metrics(config, final, metrics, device)
     return final
+
+
+def check_prm(config: Config, dataset: Dataset) -> None:
+    """Whether :func:`train_prm` would take a finished network as it is; nothing is written.
+
+    Raises:
+        CimError: it was trained with other settings, or on other photos and tags.
+    """
+    prm, run_dir, meta = config.prm, RunPaths(config).prm_dir, _describe(config, dataset)
+    if prm.fit == "converge":
+        is_solved(run_dir, meta)
+    elif (run_dir / "final.pth").is_file():
+        groups = _param_groups(_build(prm, dataset, RANDOM), prm)
+        is_finished(run_dir, signature_of(groups, len(dataset), _schedule(prm, dataset), _options(prm, 0), meta))
+
+
+def _build(prm: PRMConfig, dataset: Dataset, weights: str | None) -> ResponseNet:
+    return build_response_net(
+        prm.backbone,
+        len(dataset.classes),
+        weights=weights,
+        frozen_trunk=prm.frozen_trunk,
+        train_norms=prm.train_norms,
+        upsample=prm.upsample,
+        score="mean" if prm.fit == "converge" else prm.score,
+        image_size=prm.image_size,
+        classes=dataset.classes,
+    )
+
+
+def _schedule(prm: PRMConfig, dataset: Dataset) -> Schedule:
+    return Schedule(prm.batch_size, max(math.ceil(prm.epochs * len(dataset) / prm.batch_size), 1))
 
 
 def _processes() -> int:

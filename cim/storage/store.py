@@ -53,24 +53,36 @@ class Store:
         if overwrite and (root / MANIFEST).exists():
             cls.open(root, kind)  # refuse to delete what is not ours
             _clear(root)
-        if (root / MANIFEST).exists():
-            old = cls.open(root, kind)
-            if old.provenance != provenance:
-                changed = {
-                    k for k in old.provenance.keys() | provenance.keys() if old.provenance.get(k) != provenance.get(k)
-                }
-                raise CimError(
-                    f"{kind} made with other settings ({', '.join(sorted(changed))})",
-                    path=root,
-                    expected={k: provenance.get(k) for k in sorted(changed)},
-                    found={k: old.provenance.get(k) for k in sorted(changed)},
-                    fix="choose another output folder; --overwrite deletes what is there",
-                )
+        if (old := cls.agreeing(root, kind, provenance)) is not None:
             return old
         if root.exists() and not root.is_dir():
             raise CimError("output is not a folder", path=root, fix="choose another output folder")
         write_json(root / MANIFEST, {"format": FORMAT, "kind": kind, "provenance": provenance}, indent=1)
         return cls(root, kind, provenance)
+
+    @classmethod
+    def agreeing(cls, root: str | Path, kind: str, provenance: dict[str, Any]) -> Store | None:
+        """The store that :meth:`create` would continue; None where there is none yet.
+
+        Raises:
+            CimError: the folder holds something else, or was made with other settings.
+        """
+        root, provenance = Path(root), as_json(provenance)
+        if not (root / MANIFEST).exists():
+            return None
+        old = cls.open(root, kind)
+        if old.provenance != provenance:
+            changed = {
+                k for k in old.provenance.keys() | provenance.keys() if old.provenance.get(k) != provenance.get(k)
+            }
+            raise CimError(
+                f"{kind} made with other settings ({', '.join(sorted(changed))})",
+                path=root,
+                expected={k: provenance.get(k) for k in sorted(changed)},
+                found={k: old.provenance.get(k) for k in sorted(changed)},
+                fix="choose another output folder; --overwrite deletes what is there",
+            )
+        return old
 
     @staticmethod
     def kind_at(root: str | Path) -> str | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from cim.config.build import trunk_file
 from cim.config.run_paths import RunPaths
-from cim.config.schema import Config
+from cim.config.schema import Config, TrainConfig
 from cim.core.errors import CimError
 from cim.core.files import fingerprint
 from cim.datasets.base import Dataset
@@ -19,7 +20,7 @@ from cim.engine.fit import distributed
 from cim.models.backbones import RANDOM
 from cim.models.cim_net import CIMNet
 from cim.models.region_pool import RegionPool
-from cim.storage.published import lineage
+from cim.storage.published import RegionSource, lineage
 from cim.training.feature_cache import FeatureCache
 from cim.training.pooled_cache import PooledCache
 from cim.training.scene_source import FIX, Mixed, Scenes, SceneSource
@@ -41,20 +42,24 @@ def cached_pooled(config: Config, model: CIMNet, source: CIMSource, device: torc
     Raises:
         CimError: the folder holds those of another trunk, of other proposals or other photos.
     """
-    made_from = {
-        "trunk": config.model.backbone,
-        "weights": trunk_weights(config),
-        "axes": list(config.model.axes),
-        "side": config.train.sides[0],
-        "proposals": lineage(source.regions.provenance),
-        "photos": source.dataset.digest,
-    }
-    cache = PooledCache.create(RunPaths(config).features, made_from)
+    cache = PooledCache.create(RunPaths(config).features, pooled_from(config, source.regions, source.dataset))
     if distributed.is_main():
         model.to(device).eval()
         cache.fill(model, replace(source, max_proposals=None), config.train.sides[0], device)
     distributed.wait()
     return cache
+
+
+def pooled_from(config: Config, regions: RegionSource, dataset: Dataset) -> dict[str, Any]:
+    """What :func:`cached_pooled` depends on."""
+    return {
+        "trunk": config.model.backbone,
+        "weights": trunk_weights(config),
+        "axes": list(config.model.axes),
+        "side": config.train.sides[0],
+        "proposals": lineage(regions.provenance),
+        "photos": dataset.digest,
+    }
 
 
 def trunk_weights(config: Config) -> str:
@@ -117,6 +122,11 @@ def with_scenes(config: Config, model: CIMNet, source: CIMSource, device: torch.
             cache.fill(model, replace(mixed, max_proposals=None), mixed.side, device)
         distributed.wait()
         mixed = replace(mixed, pooled=cache)
-    count = math.ceil(len(source) * train.scenes / train.images_per_update)
+    count = scenes_among(len(source), train)
     logger.info("%d scenes of known truth; %d among every %d photos", len(scenes), count, len(source))
     return Mixed(source, mixed, count)
+
+
+def scenes_among(photos: int, train: TrainConfig) -> int:
+    """How many scenes are drawn while so many photos are."""
+    return math.ceil(photos * train.scenes / train.images_per_update)

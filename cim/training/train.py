@@ -21,13 +21,22 @@ from cim.core.errors import CimError
 from cim.core.types import Sample
 from cim.datasets.base import Dataset
 from cim.engine.checkpoints import load_checkpoint
-from cim.engine.fit import FitOptions, Schedule, distributed, fit
+from cim.engine.fit import FitOptions, Schedule, distributed, fit, is_finished, signature_of
 from cim.mining.losses import Criterion
+from cim.models.backbones import RANDOM
 from cim.models.cim_net import CIMNet, param_groups
-from cim.storage.published import RegionSource
+from cim.storage.published import RegionSource, open_regions
 from cim.storage.store import Store
 from cim.training.artefacts import check_images, open_artefacts
-from cim.training.kept import cached_features, cached_pooled, calibrate, pools, with_scenes
+from cim.training.kept import (
+    cached_features,
+    cached_pooled,
+    calibrate,
+    pooled_from,
+    pools,
+    scenes_among,
+    with_scenes,
+)
 from cim.training.lengths import Length, balanced_order
 from cim.training.pictures import MinedPictures
 from cim.training.samples import overlaps_of
@@ -85,7 +94,7 @@ def _train(config: Config, device: torch.device) -> Path:
     tags = [record.tags for record in dataset if regions.has(record.image_id)]
     schedule = schedule_of(train, tags)
     if train.balance:
-        source = replace(source, order=balanced_order([record.tags for record in dataset], train.balance))
+        source = replace(source, order=_order(dataset, train))
     seen: CIMSource | Mixed = source if not train.scenes else with_scenes(config, model, source, device)
     criterion = build_criterion(config.mining, config.loss)
     if distributed.is_main() and not paths.checkpoint.is_file():
@@ -110,6 +119,34 @@ def _train(config: Config, device: torch.device) -> Path:
         meta=describe(config, dataset, regions),
         on_update=on_update,
     )
+
+
+def check_cim(config: Config, dataset: Dataset) -> None:
+    """Whether :func:`train_cim` would take a finished network and what it has kept as they are; nothing is written.
+
+    Raises:
+        CimError: they are of other settings, proposals, photos or tags.
+    """
+    paths, train = RunPaths(config), config.train
+    proposals = paths.proposals(config.data.train_split)
+    if not proposals.exists():
+        return
+    regions = open_regions(proposals)
+    if pools(config) and Store.kind_at(paths.features) == "pooled":
+        Store.agreeing(paths.features, "pooled", pooled_from(config, regions, dataset))
+    if not paths.checkpoint.is_file():
+        return
+    untrained = config.model.model_copy(update={"weights": RANDOM})
+    model = build_model(config.model_copy(update={"model": untrained}), len(dataset.classes))
+    schedule = schedule_of(train, [record.tags for record in dataset if regions.has(record.image_id)])
+    images = len(_order(dataset, train)) if train.balance else len(dataset)
+    images += scenes_among(images, train)
+    meta = describe(config, dataset, regions)
+    is_finished(paths.train_dir, signature_of(groups_of(model, train), images, schedule, options_of(train), meta))
+
+
+def _order(dataset: Dataset, train: TrainConfig) -> tuple[int, ...]:
+    return balanced_order([record.tags for record in dataset], train.balance)
 
 
 def start_from(model: CIMNet, path: str, dataset: Dataset) -> None:

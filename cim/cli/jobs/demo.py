@@ -6,30 +6,36 @@ import argparse
 import os
 from pathlib import Path
 
-from cim.cli.flow import Stage, preparation, pseudo_labels, run_stages, stage
+from cim.cli.flow import Stage, done_otherwise, preparation, pseudo_labels, run_stages, stage
+from cim.cli.jobs.changes import ask
 from cim.cli.worker import warm_up
-from cim.config.loading import load_config, override, save_config
+from cim.config.loading import config_text, load_config, override, save_config
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
+from cim.core.errors import CimError
 from cim.core.locks import hold
 from cim.evaluation.metrics_file import load_rows, markdown
 
 
-def main(args: argparse.Namespace) -> None:
-    """Prints the table of methods and where the report is."""
+def main(args: argparse.Namespace) -> int:
+    """Prints the table of methods and where the report is; 2 when finished stages were made with other settings."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in another order would give every machine other numbers
     warm_up()
     run_dir = args.output.resolve()
     with hold(run_dir):
-        _run(args, run_dir)
+        code = _run(args, run_dir)
+    if code:
+        return code
     print(f"\n{markdown(load_rows(run_dir / 'metrics.json'))}\n")
     print("oracle: the best proposal of every instance, all with one score; no method can choose better ones")
     print(f"new pictures:  {run_dir / 'predictions' / 'overlays'}")
     print(f"report:        {run_dir / 'report.html'}")
+    return 0
 
 
-def _run(args: argparse.Namespace, run_dir: Path) -> None:
-    config, mist = write_configs(args, run_dir)
+def _run(args: argparse.Namespace, run_dir: Path) -> int:
+    settings = resolve(args, run_dir)
+    config, mist = (Path(one.work_dir) / "config.yaml" for one in settings)
     pictures = stage(
         "pictures",
         "draw",
@@ -45,7 +51,27 @@ def _run(args: argparse.Namespace, run_dir: Path) -> None:
     stages += pseudo_labels(config, "pictures")
     stages += [stage("Mask R-CNN", "refine", config)] if args.refine else []
     stages += presentation(config, data_dir(run_dir, args) / "new")
-    run_stages(stages, run_dir, config.read_text(encoding="utf-8"))
+    inputs = config_text(settings[0])
+    if done_otherwise(stages, run_dir, inputs):
+        _refuse_other_pictures(args, run_dir)
+        if code := ask(settings, True, args.refine):
+            return code
+    for one, path in zip(settings, (config, mist), strict=True):
+        save_config(one, path)
+    run_stages(stages, run_dir, inputs)
+    return 0
+
+
+def _refuse_other_pictures(args: argparse.Namespace, run_dir: Path) -> None:
+    wanted, drawn = data_dir(run_dir, args).name, [path.name for path in run_dir.glob("pictures_*_*_*")]
+    if wanted not in drawn:
+        raise CimError(
+            "a demo of other pictures (--train, --val, --seed)",
+            path=run_dir,
+            expected=wanted,
+            found=", ".join(sorted(drawn)),
+            fix="choose another --output",
+        )
 
 
 def data_dir(run_dir: Path, args: argparse.Namespace) -> Path:
@@ -53,8 +79,8 @@ def data_dir(run_dir: Path, args: argparse.Namespace) -> Path:
     return run_dir / f"pictures_{args.train}_{args.val}_{args.seed}"
 
 
-def write_configs(args: argparse.Namespace, run_dir: Path) -> tuple[Path, Path]:
-    """RUN/config.yaml, and RUN/mist/config.yaml that shares all artefacts but trains with MIST's mining."""
+def resolve(args: argparse.Namespace, run_dir: Path) -> tuple[Config, Config]:
+    """The settings of the run, and those of RUN/mist, which shares all artefacts but trains with MIST's mining."""
     data = data_dir(run_dir, args)
     settings = {
         "name": run_dir.name,
@@ -71,10 +97,7 @@ def write_configs(args: argparse.Namespace, run_dir: Path) -> tuple[Path, Path]:
     }
     overrides = [override(key, value) for key, value in settings.items()] + args.set
     config = load_config(args.config, overrides)
-    save_config(config, run_dir / "config.yaml")
-    mist = mist_config(config, run_dir / "mist")
-    save_config(mist, run_dir / "mist" / "config.yaml")
-    return run_dir / "config.yaml", run_dir / "mist" / "config.yaml"
+    return config, mist_config(config, run_dir / "mist")
 
 
 def mist_config(config: Config, run_dir: Path) -> Config:

@@ -6,11 +6,13 @@ import argparse
 import shlex
 from pathlib import Path
 
-from cim.cli.flow import Stage, preparation, pseudo_labels, run_stages, stage
+from cim.cli.flow import Stage, done_otherwise, preparation, pseudo_labels, run_stages, stage
+from cim.cli.jobs.changes import ask
 from cim.cli.worker import warm_up
-from cim.config.loading import load_config, override, save_config
+from cim.config.loading import config_text, load_config, override
+from cim.config.schema import Config
 from cim.core.errors import CimError
-from cim.core.files import file_state
+from cim.core.files import file_state, write_text
 from cim.core.locks import hold
 from cim.evaluation.coco_results import load_ground_truth
 from cim.evaluation.verdicts import load_verdicts
@@ -23,23 +25,33 @@ BUDGETS: dict[str, dict[str, object]] = {  # changes to the light schedule
 }
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> int:
+    """2 when finished stages were made with other settings."""
     warm_up()
     refined = not args.no_refine and args.budget != "quick"
     with hold(args.output):
-        _run(args, refined)
+        code = _run(args, refined)
+    if code:
+        return code
     print(f"\nreport:        {args.output / 'report.html'}")
     print(f"pseudo labels: {args.output / 'pseudo_labels'}, painted: {args.output / 'pictures' / 'pseudo_labels'}")
     print(on_new_photos(args.output, refined))
+    return 0
 
 
-def _run(args: argparse.Namespace, refined: bool) -> None:
-    config, masks = write_config(args), bool(args.val_masks)
+def _run(args: argparse.Namespace, refined: bool) -> int:
+    settings, masks = resolve(args), bool(args.val_masks)
+    config, text = args.output / "config.yaml", config_text(settings)
     stages = preparation(config, masks) + training(config, masks) + pseudo_labels(config)
     if refined:
         stages.append(stage("Mask R-CNN", "refine", config, *([] if masks else ["--no-evaluation"])))
-    inputs = config.read_text(encoding="utf-8") + state_of(args)
-    run_stages(stages + presentation(config, masks), args.output, inputs)
+    stages += presentation(config, settings, masks)
+    inputs = text + state_of(args)
+    if done_otherwise(stages, args.output, inputs) and (code := ask([settings], masks, refined)):
+        return code
+    write_text(config, text)
+    run_stages(stages, args.output, inputs)
+    return 0
 
 
 def on_new_photos(run_dir: Path, refined: bool) -> str:
@@ -58,8 +70,8 @@ def on_new_photos(run_dir: Path, refined: bool) -> str:
     return f"{first}\nor Mask R-CNN: {commands['Mask R-CNN']} ({why}; it needs no proposals and is faster)"
 
 
-def write_config(args: argparse.Namespace) -> Path:
-    """RUN/config.yaml with everything resolved.
+def resolve(args: argparse.Namespace) -> Config:
+    """The settings of the run; nothing is written.
 
     Raises:
         CimError: files that are not there or cannot be used, or options that do not go together.
@@ -97,10 +109,7 @@ def write_config(args: argparse.Namespace) -> Path:
         weights = str(args.weights.resolve())  # the networks are used from other folders, too
         settings |= {f"{section}.weights": weights for section in ("proposals", "prm", "model", "refine")}
     settings |= BUDGETS[args.budget]
-    config = load_config(args.config, [*(override(key, value) for key, value in settings.items()), *args.set])
-    path = args.output / "config.yaml"
-    save_config(config, path)
-    return path
+    return load_config(args.config, [*(override(key, value) for key, value in settings.items()), *args.set])
 
 
 def state_of(args: argparse.Namespace) -> str:
@@ -129,9 +138,8 @@ def training(config: Path, masks: bool) -> list[Stage]:
     return stages
 
 
-def presentation(config: Path, masks: bool) -> list[Stage]:
+def presentation(config: Path, settings: Config, masks: bool) -> list[Stage]:
     """Pictures and the report. Few pictures, made anew: older ones may show labels or masks of before."""
-    settings = load_config(config)
     labels = chosen_path(label_path(settings, settings.data.train_split), settings.export)
     painted = config.parent / "pictures" / "pseudo_labels"
     shown = [

@@ -10,7 +10,7 @@ from typing import Any
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
-from cim.config.schema import Config, DataConfig
+from cim.config.schema import AssignConfig, Config, DataConfig
 from cim.core.errors import CimError
 from cim.core.locks import hold
 from cim.core.parallel import StageReport, run_stage
@@ -27,7 +27,7 @@ from cim.prm.first_labels import (
 )
 from cim.prm.trained import open_net
 from cim.proposals.published_tree import Tree
-from cim.storage.published import having_proposals, open_clusters, open_regions
+from cim.storage.published import RegionSource, having_proposals, open_clusters, open_regions
 from cim.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,44 @@ def label_from_peaks(args: argparse.Namespace, config: Config) -> int:
     return _label(args, config, dataset, {"peaks": provenance}, peaks=store, unreadable=unreadable)
 
 
+def check_labels(config: Config, dataset: Dataset) -> None:
+    """Whether the stage would keep the peaks and first labels that are there; nothing is written.
+
+    Raises:
+        CimError: they were made with other settings, of other proposals or by another response network.
+    """
+    paths, split = RunPaths(config), config.data.train_split
+    points, proposals = config.assign.points, paths.proposals(config.data.train_split)
+    if Store.kind_at(paths.first_labels) is None or not proposals.exists():
+        return
+    source: dict[str, Any] = {"points": Path(points or "").name}
+    if points is None:
+        if not paths.prm_checkpoint.is_file():
+            return
+        net = open_net(config, dataset)
+        source = {"peaks": peak_provenance(net, paths.prm_checkpoint, PeakOptions.of(config.assign))}
+        Store.agreeing(paths.peaks(split), "peaks", source["peaks"])
+    known = dataset.known_digest if points is None and config.known.first_labels else None
+    provenance = label_provenance(config.assign, source, open_regions(proposals), known)
+    Store.agreeing(paths.first_labels, "clusters", provenance)
+
+
+def label_provenance(
+    assign: AssignConfig, source: dict[str, Any], regions: RegionSource, known: str | None
+) -> dict[str, Any]:
+    """What first labels depend on; ``source`` says which "peaks" or "points" they are made from, ``known`` is the
+    digest of what is known of the photos and used."""
+    return {
+        **source,
+        "mean_mask_threshold": assign.mean_mask_threshold,
+        "iou": assign.iou,
+        **({"background": assign.background} if assign.background != "touching" else {}),
+        **({"evidence": True} if "peaks" in source and assign.evidence else {}),
+        **({"known": known} if known is not None else {}),
+        "proposals": regions.provenance,
+    }
+
+
 def label_from_points(args: argparse.Namespace, config: Config, points: Path) -> int:
     """First labels from annotated points; the exit code."""
     if not points.is_dir():
@@ -112,15 +150,7 @@ def _label(
     known = peaks is not None and config.known.first_labels and dataset.known_digest is not None
     regions = open_regions(args.proposals or paths.proposals(args.split or config.data.train_split))
     options = AssignOptions(assign.mean_mask_threshold, assign.iou, assign.background)
-    provenance = {
-        **source,
-        "mean_mask_threshold": options.mean_mask_threshold,
-        "iou": options.iou,
-        **({"background": options.background} if options.background != "touching" else {}),
-        **({"evidence": True} if peaks is not None and assign.evidence else {}),
-        **({"known": dataset.known_digest} if known else {}),
-        "proposals": regions.provenance,
-    }
+    provenance = label_provenance(assign, source, regions, dataset.known_digest if known else None)
     output = args.output or paths.first_labels
     store = Store.create(output, "clusters", provenance, args.overwrite)
     evidence = peaks is not None and assign.evidence

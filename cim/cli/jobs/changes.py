@@ -1,0 +1,70 @@
+"""Whether the finished stages of a job go together with changed settings or inputs, asked before anything is written.
+
+The libraries are imported by the process that looks, not by the one that waits for stages.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from cim.cli.common import run
+from cim.cli.worker import run_apart
+from cim.config.schema import Config
+
+
+def ask(configs: Sequence[Config], val: bool, refined: bool) -> int:
+    """Exit code: 0, or 2 where a stage would refuse what is there, which it has told in one line.
+
+    Args:
+        configs: of the job's flows.
+        val: proposals and scores of the validation photos are part of them.
+        refined: so is Mask R-CNN.
+    """
+    words = json.dumps([[config.model_dump(mode="json") for config in configs], val, refined])
+    code = run_apart([words], _look)
+    return code if code >= 0 else 1
+
+
+def _look(words: Sequence[str]) -> None:
+    logging.disable(logging.INFO)  # the stages themselves tell what they find
+    configs, val, refined = json.loads(words[0])
+    sys.exit(run(lambda: _all([Config(**config) for config in configs], val, refined)))
+
+
+def _all(configs: Sequence[Config], val: bool, refined: bool) -> None:
+    for config in configs:
+        refuse_changes(config, val, refined)
+
+
+def refuse_changes(config: Config, val: bool, refined: bool) -> None:
+    """Ask the stages of a folder's flow, in their order, what they would say of what is there; nothing is written.
+
+    Raises:
+        CimError: of the first that would refuse; or the photos and tags cannot be used.
+    """
+    from cim.cli.learn.labels import check_labels
+    from cim.config.build import build_dataset, proposer_options
+    from cim.config.run_paths import RunPaths
+    from cim.inference.scores import check_scores
+    from cim.labels.export import chosen_path, label_path
+    from cim.mask_rcnn.train import check_mask_rcnn
+    from cim.prm.train import check_prm
+    from cim.proposals.options import provenance
+    from cim.storage.store import Store
+    from cim.training.train import check_cim
+
+    paths, train = RunPaths(config), config.data.train_split
+    splits = [train, config.data.eval_split] if val else [train]
+    dataset = build_dataset(config.data, train)
+    for split in splits:
+        Store.agreeing(paths.proposals(split), "regions", provenance(proposer_options(config.proposals)))
+    check_prm(config, dataset)
+    check_labels(config, dataset)
+    check_cim(config, dataset)
+    for split in reversed(splits):
+        check_scores(config, split)
+    if refined:
+        check_mask_rcnn(config, chosen_path(label_path(config, train), config.export))
