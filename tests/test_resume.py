@@ -16,6 +16,7 @@ import torch
 from toys import toy_fit
 
 from cim.core.errors import CimError
+from cim.core.files import atomic
 from cim.engine.fit import load_checkpoint
 from cim.engine.run_logger import read_log
 
@@ -92,11 +93,17 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path, unbroken: Path, damag
 
 
 def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path, unbroken: Path):
+    """With SIGKILL in the middle of writing; a writer of the same name that lives is not disturbed."""
     run_until(tmp_path, 7)
-    leftover = tmp_path / "checkpoints" / ".update_00000010.pth.abc.tmp.pth"
-    leftover.write_bytes(b"half")
-    assert same(toy_fit(tmp_path), unbroken)
-    assert not leftover.exists()
+    path = tmp_path / "checkpoints" / "update_00000010.pth"
+    code = "import os, sys; from cim.core.files import atomic\n"
+    code += "with atomic(sys.argv[1]) as half: half.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    assert subprocess.run([sys.executable, "-c", code, str(path)], env=env).returncode == -signal.SIGKILL
+    (leftover,) = path.parent.glob(".update_*")
+    with atomic(path) as living:
+        assert same(toy_fit(tmp_path), unbroken)
+        assert living.exists() and not leftover.exists()
 
 
 def test_asked_to_stop_together_with_its_workers(tmp_path: Path, unbroken: Path):

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from cim.core.errors import CimError
+from cim.core.leftovers import SUFFIX, prefix
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends well.
 
-    The old file stays whole until then; on any error the temporary one is removed.
+    The old file stays whole until then; on any error the temporary one is removed. What a killed writer leaves, a later
+    one sweeps (``cim.core.leftovers``).
 
     Raises:
         CimError: the folder cannot be written, or the disk is full.
@@ -29,7 +31,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp" + path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(SUFFIX + path.suffix, prefix(path), path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary

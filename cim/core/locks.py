@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cim.core.errors import CimError
+from cim.core.leftovers import alive, machine, sweep_run
 
 try:
     import fcntl
@@ -37,11 +38,13 @@ LOCK = ".cim.lock"
 PATIENCE = 30.0  # seconds that a dead command's stages get to end
 _FAMILY = "CIM_LOCKED_FOLDERS"  # environment variable: json list of folders that this process's command has locked
 _PAUSE = 0.1  # seconds
+_TOLD = ("host", "machine", "since", "command")
 
 
 @contextmanager
 def hold(folder: str | Path) -> Iterator[None]:
-    """Nobody else's command works in ``folder`` while the block runs; stages of the same command may.
+    """Nobody else's command works in ``folder`` while the block runs; stages of the same command may. What killed
+    writers left there is removed.
 
     Of processes that torchrun started the first asks for all. Where the folder cannot be written there is nothing to
     protect, and where the file system has no locks a warning says so.
@@ -61,6 +64,8 @@ def hold(folder: str | Path) -> Iterator[None]:
         handle = _acquire(folder, alone=True)
     os.environ[_FAMILY] = json.dumps([*_family(), str(folder)])
     try:
+        if handle is not None:
+            sweep_run(folder)
         yield
     finally:
         if before is None:
@@ -111,7 +116,8 @@ def _acquire(folder: Path, alone: bool) -> int | None:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 _warn(folder, alone, f"here: {error.strerror}")
                 return None
-            if time.monotonic() > deadline or (holder is not None and not _dead(holder)):
+            dead = holder is not None and holder["machine"] == machine() and not alive(holder["pid"])
+            if time.monotonic() > deadline or (holder is not None and not dead):
                 raise _refusal(folder, holder) from None
             if not told and holder is not None:
                 logger.info("waiting for the last stage of a killed command to end: %s", holder["command"])
@@ -147,7 +153,8 @@ def _introduce(handle: int) -> None:
     if words[0] == "__main__.py":  # python -m cim
         words[0] = "cim"
     since = datetime.now().astimezone().isoformat(" ", "seconds")
-    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since, "command": shlex.join(words)})
+    where = {"host": socket.gethostname(), "machine": machine()}
+    text = json.dumps({"pid": os.getpid(), **where, "since": since, "command": shlex.join(words)})
     with suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(handle, 0)
         os.write(handle, text.encode())
@@ -157,21 +164,9 @@ def _holder(handle: int) -> dict[str, Any] | None:
     """Who introduced itself; None while it is about to."""
     try:
         told = json.loads(os.read(handle, 2**16))
-        return {"pid": int(told["pid"])} | {name: str(told[name]) for name in ("host", "since", "command")}
+        return {"pid": int(told["pid"])} | {name: str(told[name]) for name in _TOLD}
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def _dead(holder: dict[str, Any]) -> bool:
-    if holder["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
 
 
 def _refusal(folder: Path, holder: dict[str, Any] | None) -> CimError:

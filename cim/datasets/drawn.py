@@ -19,6 +19,7 @@ from PIL import Image
 
 from cim.core.errors import CimError
 from cim.core.files import read_json, write_json, write_text
+from cim.core.leftovers import SUFFIX, prefix, sweep
 from cim.datasets.coco_writer import document, encode, image_entry, instance_entry
 from cim.datasets.drawing import CLASSES, Sprite, make_distractor, make_object
 
@@ -65,7 +66,8 @@ def make_demo(root: str | Path, train: int = 200, val: int = 60, seed: int = 0) 
         raise CimError("not an empty folder", path=root, fix="choose another folder")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+        sweep(root.parent)
+        temporary = Path(tempfile.mkdtemp(SUFFIX, prefix(root), root.parent))
     except OSError as error:
         raise CimError("cannot write", path=root, found=error.strerror) from error
     try:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cim.core.errors import CimError
 from cim.core.files import write_json
+from cim.core.leftovers import sweep
 from cim.datasets.coco_writer import document, image_entry, instance_entry
 from cim.datasets.voc import CLASSES, annotation_path, image_id
 
@@ -60,6 +61,7 @@ def make_voc_annotations(
             log.info("%s is there already; --overwrite makes it again", path)
             continue
         content = _annotate(names, devkit, sbd, split)
+        sweep(path.parent)
         write_json(path, content)
         log.info("%s: %d photos, %d instances", path, len(content["images"]), len(content["annotations"]))
     return paths

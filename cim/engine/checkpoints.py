@@ -12,6 +12,7 @@ import torch
 
 from cim.core.errors import CimError
 from cim.core.files import atomic
+from cim.core.leftovers import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +86,8 @@ class Checkpoints:
 
     def latest(self) -> dict[str, Any] | None:
         """The newest good checkpoint; None when there is none. Leftovers of killed saves are removed."""
-        for leftover in (*self.folder.glob(".update_*.tmp*"), *self.folder.parent.glob(".final.*.tmp*")):
-            leftover.unlink(missing_ok=True)
+        for folder in (self.folder, self.folder.parent):
+            sweep(folder)
         for path in reversed(self.files()):
             try:
                 return load_checkpoint(path)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from cim.config.schema import PRMConfig
 from cim.core.errors import CimError
 from cim.core.files import atomic
+from cim.core.leftovers import sweep
 from cim.core.photo import read_photo
 from cim.datasets.base import Dataset, Record
 from cim.prm.network import ResponseNet, prepare_photo
@@ -154,8 +155,7 @@ def feature_cache(net: ResponseNet, dataset: Dataset, prm: PRMConfig, path: Path
     if size > prm.feature_cache_gb:
         logger.info("features would take %.1f GB, prm.feature_cache_gb allows %.1f", size, prm.feature_cache_gb)
         return None
-    for leftover in path.parent.glob(f".{path.name}.*.tmp*"):  # of a killed run
-        leftover.unlink(missing_ok=True)
+    sweep(path.parent)  # they are large
     with atomic(path) as temporary:
         table = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(dataset), views, *shape))
         _reserve(temporary)

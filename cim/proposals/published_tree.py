@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cim.core.errors import CimError
+from cim.core.leftovers import sweep
 from cim.core.parallel import StageReport, run_stage
 from cim.core.regions import RegionSet
 from cim.datasets.base import Dataset, Record
@@ -200,6 +201,7 @@ def write_cob(tasks: list[Task], output: Path, run: Run, overwrite: bool = False
     complete = output.exists() and not parts.exists()
     if complete and not overwrite:
         return StageReport()
+    sweep(output.parent)
     sources = sorted({str(task.source.parent) for task in tasks if task.source is not None})
     store = Store.create(parts, GRIDS_KIND, {"sources": sources}, overwrite)
     report = run(partial(save_grids, store=store), [t for t in tasks if not store.has(t.image_id)], "grids")
@@ -224,6 +226,7 @@ def write_matrices(
     tasks: list[Task], folder: Path, which: Literal["iou", "containment"], run: Run, overwrite: bool = False
 ) -> StageReport:
     """``cob_iou/<set>/`` or ``cob_asy_iou/<set>/``, one file per image; those that exist are kept."""
+    sweep(folder)
     waiting = [task for task in tasks if overwrite or not (folder / f"{task.name}.pkl").exists()]
     return run(partial(save_matrix, folder=folder, which=which), waiting, which)
 

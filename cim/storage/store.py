@@ -19,10 +19,10 @@ import numpy as np
 
 from cim.core.errors import CimError
 from cim.core.files import as_json, read_json, write_json, write_npz
+from cim.core.leftovers import MANIFEST, sweep
 from cim.core.locks import LOCK
 from cim.core.regions import RegionSet
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 _LONGEST = 180  # characters of a name; file systems take 255, temporary files need some
 
@@ -44,12 +44,14 @@ class Store:
 
     @classmethod
     def create(cls, root: str | Path, kind: str, provenance: dict[str, Any], overwrite: bool = False) -> Store:
-        """A store to write into; an existing one of the same kind and settings is continued.
+        """A store to write into; an existing one of the same kind and settings is continued, and what killed writers
+        left there is removed.
 
         Raises:
             CimError: the folder holds something else, or was made with other settings.
         """
         root, provenance = Path(root), as_json(provenance)
+        sweep(root)
         if overwrite and (root / MANIFEST).exists():
             cls.open(root, kind)  # refuse to delete what is not ours
             _clear(root)

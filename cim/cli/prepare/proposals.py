@@ -12,6 +12,7 @@ from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, ProposalConfig
 from cim.core.errors import CimError
+from cim.core.leftovers import sweep
 from cim.core.locks import hold
 from cim.core.parallel import run_stage
 from cim.datasets.base import Dataset, Record
@@ -35,6 +36,7 @@ def _make(args: argparse.Namespace, settings: ProposalConfig, records: list[Reco
     open_proposer(options, device)  # a missing package, checkpoint or weights file stops here, not in a worker
     if args.export_mat is not None:
         refuse_shared_names(records, args.export_mat)
+        sweep(args.export_mat)
     store = Store.create(output, "regions", provenance(options), args.overwrite)
     stage = ProposalStage(store, options, device, args.export_mat, args.mat_layout)
     waiting = [record for record in records if not stage.done(record)]

@@ -17,6 +17,7 @@ import numpy as np
 
 from cim.core.errors import CimError
 from cim.core.files import write_npz
+from cim.core.leftovers import sweep
 from cim.datasets.tags.table import Column, TagFile, TagTable, Texts
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def keep_tags(file: TagFile, stamp: Stamp | None) -> None:
     if stamp is None or stamp.size < SMALLEST or Stamp.of(file.path) != stamp:
         return
     try:
+        sweep(file.path.parent)
         write_npz(cache_path(file.path), **_pack(file, stamp))
     except CimError as error:
         logger.info("%s: its tags cannot be kept beside it (%s), every start parses it", file.path, error.found)
