@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -58,6 +59,12 @@ def add_set(target: argparse.ArgumentParser) -> None:
         default=[],
         help="override settings, e.g. train.lr=0.001",
     )
+
+
+def command_line(command: str, args: argparse.Namespace, *options: object) -> str:
+    """A command for the config and settings of ``args``, as people type it: what to run next, or before."""
+    settings = ["--set", *args.set] if args.set else []
+    return shlex.join(map(str, ["cim", command, args.config, *options, *settings]))
 
 
 def positive(text: str) -> int:

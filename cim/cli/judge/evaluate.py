@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cim.cli.common import command_line
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
@@ -185,7 +186,9 @@ def _results(
         path = folder / f"{args.detections.stem}_results.json"
         write_results(path, select_dataset(dataset, source, scores, selection, workers=args.workers), len(dataset))
         return path, settings | {"detections": str(args.detections)}
-    store = Store.open(_base(args, config) / "detections" / split, "detections", fix="cim score CONFIG")
+    of = ["--checkpoint", args.checkpoint] if args.checkpoint else []
+    fix = command_line("score", args, "--split", split, *of)
+    store = Store.open(_base(args, config) / "detections" / split, "detections", fix=fix)
     plain = args.branch == "scores" and selection == Selection.of(config.infer)
     name = "results" if plain else f"results_{args.branch}_{selection.nms}_{selection.nms_iou:g}"
     known = config.known.evaluation and dataset.known_digest is not None

@@ -6,6 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from cim.cli.common import command_line
 from cim.config.build import build_dataset
 from cim.config.device import resolve_device
 from cim.config.loading import load_config
@@ -56,12 +57,20 @@ def main(args: argparse.Namespace) -> int:
                 write_upload(results, folder / upload_name(split))
                 logger.info("for the COCO server: %s", folder / upload_name(split))
             elif dataset.annotations is not None:
-                logger.info("next: cim evaluate %s", args.config)
+                logger.info("next: %s", _next(args, results))
             if split == config.data.train_split:
                 verdict = judge_masks(best_masks(dataset, source, store, _peaks(paths.peaks(split))), dataset.classes)
                 save_verdict(paths.verdicts, "CIM", verdict)
                 logger.info("%s", verdict.line("CIM"))
         return report.exit_code()
+
+
+def _next(args: argparse.Namespace, results: Path) -> str:
+    """The command that judges what was found, wherever that is."""
+    split = ["--split", args.split] if args.split else []
+    if args.output:
+        return command_line("evaluate", args, *split, "--results", results)
+    return command_line("evaluate", args, *split, *(["--checkpoint", args.checkpoint] if args.checkpoint else []))
 
 
 def _peaks(path: Path) -> Store | None:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 
+from cim.cli.common import command_line
 from cim.cli.main import call
 from cim.config.loading import load_config
 from cim.core.errors import CimError
@@ -40,7 +41,9 @@ def _prepare(stage: str, args: argparse.Namespace) -> None:
     """
     command = STAGES[stage]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise CimError(f"a stage is missing: {stage}", fix=f"cim {command} {args.config}, then the same command again")
+        raise CimError(
+            f"a stage is missing: {stage}", fix=f"{command_line(command, args)}; then the same command again"
+        )
     overrides = ["--set", *args.set] if args.set else []
     if call([command, args.config, *overrides]):
         raise CimError(f"stage {stage} is not complete", fix="see the lines above; the same command continues")

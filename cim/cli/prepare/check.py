@@ -17,7 +17,7 @@ def main(args: argparse.Namespace) -> int:
     if args.config is None:
         raise CimError("no config given", fix="cim check CONFIG")
     config = load_config(args.config, args.set)
-    name = " ".join([args.config, *(["--set", *map(shlex.quote, args.set)] if args.set else [])])
+    name = " ".join([shlex.quote(args.config), *(["--set", *map(shlex.quote, args.set)] if args.set else [])])
     findings = check_data(config, name, args.purposes, Thoroughness(args.deep, args.workers))
     print(table(findings))
     gaps = [finding for finding in findings if finding.blocks]

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from cim.cli.common import command_line
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
@@ -59,7 +60,8 @@ def _cim(
 
     paths = RunPaths(config)
     folder = args.scores or evaluation_dir(paths, find_checkpoint(args.checkpoint, paths)) / "detections" / split
-    store = Store.open(folder, "detections", fix=f"cim score {args.config} --split {split}")
+    of = ["--checkpoint", args.checkpoint] if args.checkpoint else []
+    store = Store.open(folder, "detections", fix=command_line("score", args, "--split", split, *of))
     selection = Selection.of(config.infer)
     source = open_regions(paths.proposals(split))
     first = config.export.tags_first
