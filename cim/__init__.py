@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cim.core.errors import CimError
     from cim.core.regions import RegionSet
-    from cim.prediction.predict import Prediction, load_model
+    from cim.prediction.predict import load_model
+    from cim.prediction.result import Prediction
 
 __version__ = "0.2.0"
 __all__ = ["CimError", "Prediction", "RegionSet", "__version__", "load_model"]
 
 _HOMES = {
     "CimError": "cim.core.errors",
-    "Prediction": "cim.prediction.predict",
+    "Prediction": "cim.prediction.result",
     "RegionSet": "cim.core.regions",
     "load_model": "cim.prediction.predict",
 }

@@ -19,7 +19,7 @@ from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.photo import read_photo
 from cim.core.regions import RegionSet
-from cim.prediction import predict
+from cim.prediction import networks
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +113,12 @@ def test_built_in_proposals(run, model):
     result = model.predict(run[0] / "000.png", score_threshold=0.0)
     assert len(result) > 0 and result.masks.any((1, 2)).all()
     with pytest.raises(CimError, match="trained on sam proposals"):
-        predict.make_proposer(Config(name="n", work_dir="w", proposals={"method": "sam"}), torch.device("cpu"))
+        networks.make_proposer(Config(name="n", work_dir="w", proposals={"method": "sam"}), torch.device("cpu"))
 
 
 def test_weights_that_have_moved(run, monkeypatch):
     used = []
-    monkeypatch.setattr(predict, "open_proposer", lambda settings, _: used.append(settings.weights) or four_regions)
+    monkeypatch.setattr(networks, "open_proposer", lambda settings, _: used.append(settings.weights) or four_regions)
     cim.load_model(run[1], "cpu", weights="elsewhere.pth").predict(run[0] / "000.png")
     assert used == ["elsewhere.pth"]
 
@@ -128,7 +128,7 @@ def four_regions(photo: np.ndarray) -> RegionSet:
 
 
 def test_tool(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(predict, "open_proposer", lambda *_: lambda photo: RegionSet.from_masks(four_masks()))
+    monkeypatch.setattr(networks, "open_proposer", lambda *_: lambda photo: RegionSet.from_masks(four_masks()))
     folder = tmp_path / "holiday"
     folder.mkdir()
     for name in ("000.png", "001.png"):
@@ -156,3 +156,25 @@ def test_tool_errors(run, tmp_path, capsys):
     assert "no photos here" in capsys.readouterr().err
     assert run_tool("predict", str(tmp_path / "x.jpg"), "--checkpoint", str(run[1])) == 2
     assert "no such photo or folder" in capsys.readouterr().err
+    assert run_tool("predict", str(tmp_path / "*.jpg"), "--checkpoint", str(run[1])) == 2
+    assert "no photos here" in capsys.readouterr().err
+
+
+def test_tool_tells_of_each_photo_as_soon_as_it_is_done(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(networks, "open_proposer", lambda *_: four_regions)
+    tags = tmp_path / "tags.csv"
+    tags.write_text("image,labels\n000.png,box\n001.png,\n002.png,disc box\n003.png,disc\n")
+    options = ["--checkpoint", run[1], "--output", tmp_path / "out", "--score-threshold", 0, "--no-overlays"]
+    assert run_tool("predict", run[0] / "*.png", *options, "--tags-file", tags, "--jsonl", "--batch", 3) == 0
+    printed = capsys.readouterr()
+    lines = [json.loads(line) for line in printed.out.splitlines()]
+    assert [line["photo"] for line in lines] == [str(run[0] / f"{n:03d}.png") for n in range(4)]
+    labels = [{found["label"] for found in line["instances"]} for line in lines]
+    assert labels[0] == {"box"} and labels[1] == set() and labels[3] == {"disc"}
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    told = [{**found, "height": line["height"]} for line in lines for found in line["instances"]]
+    assert [found["segmentation"] for found in told] == [a["segmentation"] for a in content["annotations"]]
+    assert "4 photos" in printed.err and not (tmp_path / "out" / "overlays").exists()
+    tags.write_text("image,labels\n000.png,box\n")
+    assert run_tool("predict", run[0], *options, "--tags-file", tags) == 2
+    assert "no tags for this photo" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 import yaml
 from doors import TOOLS, run_tool
 from pycocotools import mask as coco_mask
-from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
+from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss, paste_masks_in_image
 
 from cim import load_model
 from cim.cli.learn.refine import judge_difference
@@ -29,7 +30,7 @@ from cim.engine.checkpoints import load_checkpoint
 from cim.evaluation.bootstrap import Difference
 from cim.labels.export import NAME, label_path
 from cim.mask_rcnn.detect import MaskDetector, load_detector
-from cim.mask_rcnn.pixels import mask_boxes, target_size
+from cim.mask_rcnn.pixels import mask_boxes, pasted, target_size
 from cim.mask_rcnn.scenes import PastedScenes
 from cim.mask_rcnn.source import LabelSource, open_labels
 from cim.mask_rcnn.train import _param_groups, refine_step, schedule_of, train_mask_rcnn, with_scenes
@@ -350,14 +351,18 @@ def test_better_only_by_more_than_the_interval(low, keys, level):
 
 
 class Fixed(torch.nn.Module):
-    """Finds the same two boxes on every photo, as soft masks in its frame."""
+    """Finds the same two objects on every photo, as soft masks in their boxes."""
+
+    transform = SimpleNamespace(min_size=(48,), max_size=64, size_divisible=32)
 
     def forward(self, images):
-        h, w = images[0].shape[1:]
-        masks = torch.zeros(3, 1, h, w)
-        masks[0, 0, : h // 2, : w // 2], masks[1, 0, h // 2 :] = 0.9, 0.6
-        masks[2] = 0.4  # never reaches one half
-        return [{"scores": torch.tensor([0.9, 0.5, 0.45]), "labels": torch.tensor([2, 1, 1]), "masks": masks}]
+        found = []
+        for h, w in (image.shape[1:] for image in images):
+            boxes = torch.tensor([[0, 0, w / 2, h / 2], [0, h / 2, w, h], [0, 0, w, h]])
+            masks = torch.ones(3, 1, 28, 28) * torch.tensor([1, 1, 0.4]).view(3, 1, 1, 1)  # 0.4: never one half
+            labels = torch.tensor([2, 1, 1])
+            found.append({"boxes": boxes, "scores": torch.tensor([0.9, 0.5, 0.45]), "labels": labels, "masks": masks})
+        return found
 
 
 @pytest.mark.parametrize("size", [(40, 60), (1000, 3200), (2, 6000), (900, 1)])
@@ -371,8 +376,17 @@ def test_detector(size):
     assert found.class_ids.tolist() == [1, 0]
     assert found.boxes[0].tolist() == pytest.approx([0, 0, size[1] / 2, size[0] / 2], abs=2)
     assert coco_mask.decode(found.rles[0]).shape == size
-    assert detector(photo, None, [0]).class_ids.tolist() == [0]
+    assert detector(photo, [0]).class_ids.tolist() == [0]
     assert len(detector(photo, threshold=0.95)) == 0 and detector(photo, threshold=0.95).boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("box", [(3.2, 4.7, 20.9, 30.1), (-2.5, -8, 50.0, 17.5), (10, 10, 11, 11), (0, 0, 48, 40)])
+def test_masks_are_pasted_as_torchvision_does(box):
+    soft = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    wanted = paste_masks_in_image(soft, torch.tensor([box]), (40, 48))[0, 0].numpy()
+    certain = np.abs(wanted - 0.5) > 1e-4
+    found = pasted(soft[0, 0].numpy(), np.array(box), (40, 48))
+    assert found.any() and np.array_equal(found[certain], wanted[certain] >= 0.5) and certain.mean() > 0.99
 
 
 @pytest.mark.parametrize("size", [(2, 6000), (3000, 3)])

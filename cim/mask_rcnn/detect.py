@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
-from torch import nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from cim.config.device import resolve_device
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.photo import read_photo
-from cim.core.regions import RegionSet
-from cim.core.run_lengths import as_text
-from cim.core.types import Instances, Rle
+from cim.core.types import Instances
 from cim.datasets.base import Dataset
 from cim.engine.checkpoints import load_checkpoint
 from cim.evaluation.box_files import Given, has_masks
@@ -31,67 +26,60 @@ from cim.evaluation.diagnosis import diagnose
 from cim.evaluation.metrics import read_results
 from cim.evaluation.metrics_file import Metric, add_boxes, merge_entries, metric_row, path_from
 from cim.inference.detections import write_results
-from cim.mask_rcnn.pixels import as_tensor, mask_boxes, resized
+from cim.mask_rcnn.pixels import as_tensor, for_network, found_instances, target_size
 from cim.models.backbones import RANDOM
 from cim.models.mask_rcnn import build_mask_rcnn
 
 ROW = "CIM + Mask R-CNN"  # in metrics.json
-_LARGE = 1600  # pixels; longer photos are shrunk before detection, because a float mask per instance is pasted
-
-_NARROWEST = 32  # long side over short side; still narrower photos are widened for the network
 
 
 @dataclass(frozen=True, eq=False)
 class MaskDetector:
-    """A trained Mask R-CNN on photos; called like every detector of ``cim.prediction.predict``."""
+    """A trained Mask R-CNN on photos."""
 
-    model: nn.Module
+    model: GeneralizedRCNN
     classes: tuple[str, ...]
     device: torch.device
 
-    @torch.inference_mode()
     def __call__(
         self,
         photo: np.ndarray,
-        regions: RegionSet | None = None,
         tags: Sequence[int] | None = None,
         threshold: float = 0.0,
         image_id: int | str = "photo",
     ) -> Instances:
-        """Instances of a photo uint8 [H, W, 3], best first, boxes those of the masks; ``regions`` are not looked at."""
-        size = photo.shape[:2]
-        shrink = min(1.0, _LARGE / max(size))
-        least = math.ceil(max(size) * shrink / _NARROWEST)  # the network shrinks photos once more
-        small = photo
-        if shrink < 1 or min(size) < least:
-            small = resized(photo, tuple(max(least, round(side * shrink)) for side in size), cv2.INTER_AREA)
-        found = self.model([as_tensor(small).to(self.device)])[0]
-        score, class_ids = found["scores"].float().cpu().numpy(), found["labels"].cpu().numpy() - 1
-        keep = score > threshold
-        if tags is not None:
-            keep &= np.isin(class_ids, list(tags))
-        kept: list[int] = []
-        rles: list[Rle] = []
-        boxes: list[np.ndarray] = []
-        for n in np.flatnonzero(keep):
-            soft = found["masks"][int(n), 0].float().cpu().numpy()
-            mask = (resized(soft, size, cv2.INTER_LINEAR) >= 0.5).astype(np.uint8)
-            box, good = mask_boxes(mask[None], smallest=1)
-            if good[0]:
-                rle = coco_mask.encode(np.asfortranarray(mask))
-                rles.append({"size": [int(s) for s in size], "counts": as_text(rle["counts"])})
-                kept.append(int(n))
-                boxes.append(box[0])
-        index = np.array(kept, np.int64)
-        return Instances(
-            image_id=image_id,
-            size=(int(size[0]), int(size[1])),
-            class_ids=class_ids[index].astype(np.int64),
-            score=score[index].astype(np.float32),
-            boxes=np.array(boxes, np.float32).reshape(-1, 4),
-            rles=rles,
-            proposal=np.full(len(index), -1, np.int64),
-        )
+        """Instances of a photo uint8 [H, W, 3], best first, boxes those of the masks."""
+        (found,) = self.detect([photo], [tags], threshold)
+        return replace(found, image_id=image_id)
+
+    @torch.inference_mode()
+    def detect(
+        self, photos: Sequence[np.ndarray], tags: Sequence[Sequence[int] | None], threshold: float
+    ) -> list[Instances]:
+        """The same for several photos. Those go through the network together that it pads to the same size anyhow: were
+        others padded more than alone, what is found on a photo would depend on its neighbours."""
+        seen = [for_network(photo) for photo in photos]
+        alike: dict[tuple[int, int], list[int]] = {}
+        for number, photo in enumerate(seen):
+            alike.setdefault(self._padded(photo), []).append(number)
+        results: dict[int, Instances] = {}
+        for numbers in alike.values():
+            outputs = self.model([as_tensor(seen[number]).to(self.device) for number in numbers])
+            for number, output in zip(numbers, outputs, strict=True):
+                boxes, labels, scores, masks = (
+                    output[name].float().cpu().numpy() for name in ("boxes", "labels", "scores", "masks")
+                )
+                sizes = seen[number].shape[:2], photos[number].shape[:2]
+                results[number] = found_instances(
+                    boxes, labels - 1, scores, masks[:, 0], *sizes, tags[number], threshold
+                )
+        return [results[number] for number in range(len(photos))]
+
+    def _padded(self, photo: np.ndarray) -> tuple[int, int]:
+        resize = self.model.transform
+        height, width = target_size(photo.shape[:2], resize.min_size[-1], resize.max_size)
+        step = resize.size_divisible
+        return -(-height // step) * step, -(-width // step) * step
 
 
 def load_detector(state: dict[str, Any], path: str | Path, device: torch.device) -> MaskDetector:
@@ -143,7 +131,7 @@ def detect_dataset(
     """
     for record in dataset:
         tags = record.tags if tagged_classes_only else None
-        yield to_coco(detector(read_photo(record.path), None, tags, image_id=record.image_id), dataset)
+        yield to_coco(detector(read_photo(record.path), tags, image_id=record.image_id), dataset)
 
 
 def evaluate_mask_rcnn(

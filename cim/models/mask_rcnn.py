@@ -15,7 +15,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, project_masks_on_boxes
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_area
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -81,8 +81,8 @@ def build_mask_rcnn(
 ) -> GeneralizedRCNN:
     """A Mask R-CNN for C = ``num_classes`` classes (0 is background); trunk norms and early layers stay frozen.
 
-    In train mode images are taken as they come (already resized); in eval mode it resizes them itself and gives
-    boxes and masks in the frame of the photo.
+    In train mode images are taken as they come (already resized); in eval mode it resizes them itself, and gives boxes
+    in the frame of the photo and masks float [n, 1, 28, 28] in that of their boxes (:class:`Resize`).
 
     Args:
         name: of :data:`BUILDS`.
@@ -123,8 +123,25 @@ def build_mask_rcnn(
         mask_head=MaskRCNNHeads(build.channels, (build.channels,) * build.mask_layers, 1),
         mask_predictor=MaskRCNNPredictor(build.channels, build.channels, num_classes + 1),
     )
-    resize = GeneralizedRCNNTransform(min_side, max_side, MEAN, STD, _skip_resize=True)  # skipped in train mode only
+    resize = Resize(min_side, max_side, MEAN, STD, _skip_resize=True)  # skipped in train mode only
     return GeneralizedRCNN(backbone, rpn, heads, resize)
+
+
+class Resize(GeneralizedRCNNTransform):
+    """Torchvision's, but masks stay as small as the network makes them: pasting a hundred of them into a photo takes a
+    float for each of its pixels, a hundred times (``cim.mask_rcnn.pixels.pasted`` does without)."""
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Boxes in the frames of the photos."""
+        if not self.training:
+            for found, seen, original in zip(result, image_shapes, original_image_sizes, strict=True):
+                found["boxes"] = resize_boxes(found["boxes"], seen, original)
+        return result
 
 
 class Pyramid(nn.Module):

@@ -1,101 +1,48 @@
-"""Instance masks on any photo with a trained network: no annotations, no prepared files."""
+"""Instance masks on any photo with a trained network: no annotations, no prepared files.
+
+Opens neither PyTorch nor onnxruntime by itself: :func:`load_model` opens the one that the file needs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
-from pycocotools import mask as coco_mask
+from PIL import Image
 
-from cim.config.build import proposer_options
-from cim.config.device import resolve_device
-from cim.config.schema import Config
 from cim.core.errors import CimError
-from cim.core.photo import read_photo
 from cim.core.regions import RegionSet
-from cim.core.run_lengths import mask_areas
 from cim.core.types import Instances
-from cim.engine.checkpoints import load_checkpoint
-from cim.inference.detections import Selection
-from cim.inference.scores import Trained, score_proposals, trained_model
-from cim.inference.selection import select
-from cim.proposals.stage import Proposer, open_proposer
+from cim.prediction.photos import Photo, as_photo, path_of, several
+from cim.prediction.result import Prediction
 
-Photo = str | Path | np.ndarray | Image.Image
-# (photo uint8 [H, W, 3], proposals or None, classes 0..C-1 or None, score threshold) -> instances
-Detector = Callable[[np.ndarray, RegionSet | None, Sequence[int] | None, float], Instances]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_READERS = 2  # threads that decode photos while the network works
+_END = object()
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """Instances found on one photo, best first.
+Asked = Iterator[tuple[Photo, Any, Any]]
+"""Photos with their tags and proposals, as the user gave them."""
 
-    Attributes:
-        image: uint8 [H, W, 3], the photo, upright.
-        instances: masks as run lengths, boxes (float32 [n, 4], xyxy, exclusive, pixels), class indices, scores.
-        classes: names of all classes of the network.
-    """
 
-    image: np.ndarray
-    instances: Instances
-    classes: tuple[str, ...]
+class Question(NamedTuple):
+    """A photo, uint8 [H, W, 3], and what is asked of it: classes 0..C-1 and proposals; None: all, and built-in ones."""
 
-    def __len__(self) -> int:
-        return len(self.instances)
+    photo: np.ndarray
+    tags: Sequence[int] | None = None
+    regions: RegionSet | None = None
 
-    @cached_property
-    def masks(self) -> np.ndarray:
-        """bool [n, H, W]."""
-        if not len(self):
-            return np.zeros((0, *self.image.shape[:2]), bool)
-        return np.moveaxis(coco_mask.decode(self.instances.rles), 2, 0).astype(bool)
 
-    @property
-    def boxes(self) -> np.ndarray:
-        """float32 [n, 4], xyxy, exclusive, pixels."""
-        return self.instances.boxes
-
-    @property
-    def labels(self) -> list[str]:
-        """n class names."""
-        return [self.classes[k] for k in self.instances.class_ids]
-
-    @property
-    def scores(self) -> np.ndarray:
-        """float32 [n]."""
-        return self.instances.score
-
-    def to_coco(self, image_id: int | str = 1) -> list[dict[str, Any]]:
-        """COCO annotations with ``score``; class c has category id c + 1."""
-        found = self.instances
-        areas = mask_areas(found.rles).tolist()
-        return [
-            {
-                "image_id": image_id,
-                "category_id": int(class_id) + 1,
-                "segmentation": rle,
-                "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
-                "area": int(area),
-                "iscrowd": 0,
-                "score": float(score),
-            }
-            for class_id, rle, (x1, y1, x2, y2), area, score in zip(
-                found.class_ids, found.rles, found.boxes, areas, found.score, strict=True
-            )
-        ]
-
-    def overlay(self) -> np.ndarray:
-        """The photo with masks, class names and scores painted on it, uint8 [H, W, 3]."""
-        from cim.pictures.visualize import draw_instances
-
-        found = self.instances
-        return draw_instances(self.image, found.rles, self.labels, found.score.tolist(), found.class_ids.tolist())
+Detector = Callable[[Sequence[Question], float], list[Instances]]
+"""Photos and a score threshold -> the instances of each, whatever the other photos are."""
 
 
 @dataclass(frozen=True)
@@ -105,33 +52,111 @@ class Predictor:
     classes: tuple[str, ...]
     detector: Detector
 
+    @overload
     def predict(
         self,
-        image: Photo,
+        image: str | Path | Image.Image | np.ndarray | Tensor,
         tags: Sequence[str | int] | None = None,
         regions: RegionSet | np.ndarray | None = None,
         score_threshold: float = 0.3,
-    ) -> Prediction:
-        """Instances of one photo.
+        *,
+        bgr: bool = False,
+        batch: int = 8,
+    ) -> Prediction: ...
+    @overload
+    def predict(
+        self,
+        image: list[Any] | tuple[Any, ...] | Iterator[Any],
+        tags: Any = None,
+        regions: Iterable[Any] | None = None,
+        score_threshold: float = 0.3,
+        *,
+        bgr: bool = False,
+        batch: int = 8,
+    ) -> list[Prediction]: ...
+    def predict(
+        self,
+        image: Any,
+        tags: Any = None,
+        regions: Any = None,
+        score_threshold: float = 0.3,
+        *,
+        bgr: bool = False,
+        batch: int = 8,
+    ) -> Prediction | list[Prediction]:
+        """Instances of one photo, or of several.
 
         Args:
-            image: a file, a PIL image, or uint8 [H, W, 3] RGB (also [H, W], grey).
-            tags: only these classes (names or indices), when the user knows what is in the picture.
-            regions: proposals to choose from: a RegionSet or masks [N, H, W]; None: the built-in ones.
+            image: a file, a PIL image, uint8 [H, W, 3] RGB (also [H, W], grey), or a tensor [3, H, W], uint8 or
+                floating 0..1. Several photos: a folder, a pattern such as ``"holiday/*.jpg"``, a list or an iterator of
+                photos, an array [B, H, W, 3], a tensor [B, 3, H, W].
+            tags: only these classes (names or indices), when the user knows what is in the picture. Of several photos:
+                the same for all, or for each its own: a list of such lists, or a dict from file names to them.
+            regions: proposals to choose from: a RegionSet or masks [N, H, W]; None: the built-in ones. Of several
+                photos: a list with an entry for each. Mask R-CNN does not look at them.
             score_threshold: only instances that score more.
+            bgr: arrays and tensors hold blue, green, red, as OpenCV's do.
+            batch: how many of several photos are looked at together.
+
+        Returns:
+            The prediction; of several photos (for a type checker: of a list, tuple or iterator) a list of predictions.
 
         Raises:
             CimError: unreadable photo, unknown class, or proposals of another size.
         """
-        photo = as_photo(image)
+        if several(image) is not None:
+            return list(self.stream(image, tags, regions, score_threshold, bgr=bgr, batch=batch))
+        question = self._question(image, tags, regions, bgr)
+        (found,) = self.detector([question], score_threshold)
+        return Prediction(question.photo, found, self.classes, path_of(image))
+
+    def stream(
+        self,
+        images: Any,
+        tags: Any = None,
+        regions: Iterable[Any] | None = None,
+        score_threshold: float = 0.3,
+        *,
+        bgr: bool = False,
+        batch: int = 8,
+        skipped: Callable[[CimError], object] | None = None,
+    ) -> Iterator[Prediction]:
+        """:meth:`predict` for as many photos as there are: one prediction after the other, in their order, none kept.
+
+        Files are read while the network works. An iterator is asked for ``batch`` photos, and for more only when these
+        are done: for a camera, 1.
+
+        Args:
+            skipped: called with what is wrong with a file that cannot be read, which is then left out; None: it ends
+                the stream.
+
+        Raises:
+            CimError: as :meth:`predict`; more or fewer tags or regions than photos.
+        """
+        found = several(images)
+        photos = [images] if found is None else found
+        early = 0 if isinstance(photos, Iterator) else batch
+        asked = _with_regions(_with_tags(photos, tags), regions)
+        with ThreadPoolExecutor(_READERS) as readers:
+
+            def read(one: tuple[Photo, Any, Any]) -> tuple[Path | None, Future[Question]]:
+                return path_of(one[0]), readers.submit(self._question, *one, bgr)
+
+            for together in _groups(map(read, asked), batch, early):
+                both = [(path, _result(future, path, skipped)) for path, future in together]
+                readable = [(path, question) for path, question in both if question is not None]
+                answers = self.detector([question for _, question in readable], score_threshold) if readable else []
+                for (path, question), answer in zip(readable, answers, strict=True):
+                    yield Prediction(question.photo, answer, self.classes, path)
+
+    def _question(self, photo: Photo, tags: Any, regions: Any, bgr: bool) -> Question:
         chosen = None if tags is None else class_indices(tags, self.classes)
-        return Prediction(
-            photo, self.detector(photo, _as_regions(regions, photo), chosen, score_threshold), self.classes
-        )
+        pixels = as_photo(photo, bgr)
+        return Question(pixels, chosen, _as_regions(regions, pixels))
 
 
 def load_model(path: str | Path, device: str = "auto", weights: str | Path | None = None) -> Predictor:
-    """A network from a checkpoint of ``cim train`` or ``cim refine``.
+    """A network from a checkpoint of ``cim train`` or ``cim refine``, or an ONNX file of ``cim export-model``.
 
     Args:
         path: the file, or the folder of a run.
@@ -141,35 +166,9 @@ def load_model(path: str | Path, device: str = "auto", weights: str | Path | Non
     Raises:
         CimError: no such file, not a checkpoint, or of a kind that does not detect.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = next((p for p in (path / "final.pth", path / "train" / "final.pth") if p.is_file()), path / "final.pth")
-    state = load_checkpoint(path)
-    kind = state["meta"].get("kind")
-    if kind not in _DETECTORS:
-        raise CimError("not a network that finds instances", path=path, expected=" or ".join(_DETECTORS), found=kind)
-    if weights is not None:
-        state["meta"]["config"]["proposals"]["weights"] = str(weights)
-    classes = tuple(str(name) for name in state["meta"].get("classes", ()))
-    return Predictor(classes, _DETECTORS[kind](state, path, resolve_device(device)))
+    from cim.prediction.networks import open_checkpoint  # PyTorch
 
-
-def as_photo(image: Photo) -> np.ndarray:
-    """uint8 [H, W, 3] RGB of whatever a photo comes as.
-
-    Raises:
-        CimError: unreadable file, or an array of another shape or type.
-    """
-    if isinstance(image, str | Path):
-        return read_photo(image)
-    if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    array = np.asarray(image)
-    if array.ndim == 2:
-        array = np.repeat(array[:, :, None], 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
-        raise CimError("not a photo", expected="uint8 [H, W, 3]", found=f"{array.dtype} {list(array.shape)}")
-    return np.ascontiguousarray(array)
+    return Predictor(*open_checkpoint(Path(path), device, weights))
 
 
 def class_indices(tags: Sequence[str | int], classes: Sequence[str]) -> list[int]:
@@ -187,18 +186,64 @@ def class_indices(tags: Sequence[str | int], classes: Sequence[str]) -> list[int
     return sorted(set(indices))
 
 
-def make_proposer(config: Config, device: torch.device) -> Proposer:
-    """The built-in proposals with the settings that the network was trained with.
+# ---------------------------------------------------------------------- several photos
 
-    Raises:
-        CimError: the network was trained on proposals that this project cannot make by itself.
-    """
-    settings = config.proposals
-    if settings.method != "grouping":
-        raise CimError(
-            f"this network was trained on {settings.method} proposals", fix="pass regions= to predict, or retrain"
-        )
-    return open_proposer(proposer_options(settings), str(device))
+
+def _with_tags(photos: Iterable[Photo], tags: Any) -> Iterator[tuple[Photo, Any]]:
+    """Every photo with its tags."""
+    if isinstance(tags, Mapping):
+        return ((photo, _looked_up(tags, photo)) for photo in photos)
+    alike = tags is None or isinstance(tags, str)
+    if alike or (isinstance(tags, Sequence) and all(isinstance(tag, str | int | np.integer) for tag in tags)):
+        return ((photo, tags) for photo in photos)
+    return _paired(photos, tags, "tags")
+
+
+def _looked_up(tags: Mapping[str, Any], photo: Photo) -> Any:
+    path = path_of(photo)
+    if path is None:
+        raise CimError("tags by file name for a photo that is no file", fix="give a list with the tags of each photo")
+    for name in (str(path), path.name, path.stem):
+        if name in tags:
+            return tags[name]
+    raise CimError("no tags for this photo", path=path, fix=f"add {path.name}, or leave out the photo")
+
+
+def _with_regions(asked: Iterator[tuple[Photo, Any]], regions: Iterable[Any] | None) -> Asked:
+    """Every photo with its tags and proposals."""
+    if regions is None:
+        return ((photo, tags, None) for photo, tags in asked)
+    return ((photo, tags, own) for (photo, tags), own in _paired(asked, regions, "regions"))
+
+
+def _paired(photos: Iterable[Any], values: Iterable[Any], what: str) -> Iterator[tuple[Any, Any]]:
+    for photo, value in zip_longest(photos, values, fillvalue=_END):
+        if photo is _END or value is _END:
+            raise CimError(f"not as many {what} as photos", expected="an entry for each, in their order")
+        yield photo, value
+
+
+def _groups(items: Iterator[Any], size: int, early: int) -> Iterator[list[Any]]:
+    """Lists of ``size`` items (the last may be shorter); so many are taken from ``items`` before they are needed."""
+    taken: deque[Any] = deque()
+    while True:
+        taken.extend(islice(items, size + early - len(taken)))
+        if not taken:
+            return
+        yield [taken.popleft() for _ in range(min(size, len(taken)))]
+
+
+def _result(
+    future: Future[Question], path: Path | None, skipped: Callable[[CimError], object] | None
+) -> Question | None:
+    """What was read; None for a file that could not be, once ``skipped`` knows."""
+    try:
+        return future.result()
+    except CimError as error:
+        if skipped is None or path is None or error.path is None or Path(error.path) != path:  # not this file's fault
+            raise
+        skipped(error)
+        return None
 
 
 def _as_regions(regions: RegionSet | np.ndarray | None, photo: np.ndarray) -> RegionSet | None:
@@ -213,44 +258,3 @@ def _as_regions(regions: RegionSet | np.ndarray | None, photo: np.ndarray) -> Re
             "proposals of another size than the photo", expected=list(photo.shape[:2]), found=list(regions.size)
         )
     return regions
-
-
-@dataclass(frozen=True, eq=False)
-class _CimDetector:
-    trained: Trained
-    device: torch.device
-
-    @cached_property
-    def propose(self) -> Proposer:
-        return make_proposer(self.trained.config, self.device)
-
-    def __call__(
-        self, photo: np.ndarray, regions: RegionSet | None, tags: Sequence[int] | None, threshold: float
-    ) -> Instances:
-        config = self.trained.config
-        regions = self.propose(photo) if regions is None else regions
-        scores = score_proposals(
-            self.trained.model,
-            photo,
-            regions,
-            num_classes=len(self.trained.classes),
-            sides=config.infer.sides,
-            flip=config.infer.flip,
-            device=self.device,
-            max_proposals=config.infer.max_proposals,
-        )
-        settings = vars(Selection.of(config.infer)) | {"score_threshold": threshold}
-        return select(regions, scores, "photo", **settings, tags=tags)
-
-
-def _cim(state: dict[str, Any], path: Path, device: torch.device) -> Detector:
-    return _CimDetector(trained_model(state, path, device), device)
-
-
-def _mask_rcnn(state: dict[str, Any], path: Path, device: torch.device) -> Detector:
-    from cim.mask_rcnn.detect import load_detector  # needed for these checkpoints only
-
-    return load_detector(state, path, device)
-
-
-_DETECTORS: dict[str, Callable[[dict[str, Any], Path, torch.device], Detector]] = {"cim": _cim, "mask_rcnn": _mask_rcnn}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cim.cli.common import add_config_args, add_workers, describe
+from cim.cli.common import add_config_args, add_workers, describe, positive
 
 RLE = ("compressed", "uncompressed")
 KINDS = ("absolute", "quantile")  # the next three as in export's settings
@@ -19,14 +19,18 @@ def predict(target: argparse.ArgumentParser) -> None:
         "Instance masks on any photos with a trained network: a COCO json and overlays; nothing else is needed.",
         "cim predict holiday/ --checkpoint runs/resnet50_voc --tags dog person --output masks",
     )
-    target.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+    target.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER|PATTERN")
     target.add_argument("--checkpoint", required=True, help="a checkpoint or a run folder")
-    target.add_argument("--tags", nargs="+", help="only these classes, when you know what is in the pictures")
+    tags = target.add_mutually_exclusive_group()
+    tags.add_argument("--tags", nargs="+", help="only these classes, when you know what is in the pictures")
+    tags.add_argument("--tags-file", type=Path, metavar="CSV", help="the same for each photo: a csv image,labels")
     target.add_argument("--output", type=Path, default=Path("predictions"), help="folder (default: predictions)")
     target.add_argument("--score-threshold", type=float, default=0.3, help="default: 0.3")
     target.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     target.add_argument("--weights", type=Path, help="ImageNet weights for the proposals, if they have moved since")
     target.add_argument("--no-overlays", action="store_true", help="only predictions.json")
+    target.add_argument("--jsonl", action="store_true", help="print a json line per photo as soon as it is done")
+    target.add_argument("--batch", type=positive, default=8, help="photos looked at together (default: 8)")
 
 
 def export(target: argparse.ArgumentParser) -> None:

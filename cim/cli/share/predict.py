@@ -3,72 +3,74 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from cim.core.errors import CimError
-from cim.core.files import write_json
+from cim.core.files import as_json, write_json
 from cim.core.locks import hold
-from cim.datasets.photo_files import photos_in
+from cim.datasets.tags.csv_file import csv_rows
 from cim.pictures.visualize import save_picture
+from cim.prediction.photos import several
 from cim.prediction.predict import Predictor, load_model
+from cim.prediction.result import Prediction, as_coco
 
 
 def main(args: argparse.Namespace) -> int:
     """2 when some photos could not be read; the others are done."""
     photos = _photos(args.photos)
+    tags = args.tags if args.tags_file is None else {name: labels for _, name, labels in csv_rows(args.tags_file)}
     model = load_model(args.checkpoint, args.device, args.weights)
     with hold(args.output):
-        return _predict(args, photos, model)
+        return _predict(args, photos, tags, model)
 
 
-def _predict(args: argparse.Namespace, photos: list[Path], model: Predictor) -> int:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    failed: list[str] = []
-    for number, path in enumerate(tqdm(photos, desc="photos", unit="photo"), 1):
-        try:
-            found = model.predict(path, tags=args.tags, score_threshold=args.score_threshold)
-        except CimError as error:
-            if error.path is None or Path(error.path) != path:  # not this photo's fault
-                raise
-            failed.append(str(error))
-            continue
-        height, width = found.image.shape[:2]
-        images.append({"id": number, "file_name": str(path), "height": height, "width": width})
-        for annotation in found.to_coco(number):
-            annotations.append({"id": len(annotations) + 1, **annotation})
-        if not args.no_overlays:
-            save_picture(args.output / "overlays" / f"{number:05d}_{path.stem}.jpg", found.overlay())
-    _save(args.output / "predictions.json", model, images, annotations)
-    print(f"{len(annotations)} instances on {len(images)} photos: {args.output}")
-    for message in failed:
-        print(f"skipped: {message}", file=sys.stderr)
+def _predict(
+    args: argparse.Namespace, photos: list[Path], tags: list[str] | dict[str, list[str]] | None, model: Predictor
+) -> int:
+    failed: list[CimError] = []
+    found = model.stream(photos, tags, score_threshold=args.score_threshold, batch=args.batch, skipped=failed.append)
+    content = as_coco(_told(tqdm(found, desc="photos", unit="photo", total=len(photos)), args), model.classes)
+    write_json(args.output / "predictions.json", content)
+    summary = f"{len(content['annotations'])} instances on {len(content['images'])} photos: {args.output}"
+    print(summary, file=sys.stderr if args.jsonl else sys.stdout)
+    for error in failed:
+        print(f"skipped: {error}", file=sys.stderr)
     return 2 if failed else 0
 
 
 def _photos(given: list[Path]) -> list[Path]:
-    """The files, folders replaced by the photos in them.
+    """The files, folders and patterns replaced by the photos in them.
 
     Raises:
         CimError: nothing there.
     """
-    found: list[Path] = []
     for path in given:
-        if path.is_dir():
-            found += photos_in(path)
-        elif path.is_file():
-            found.append(path)
-        else:
+        if several(path) is None and not path.is_file():
             raise CimError("no such photo or folder", path=path)
-    if not found:
-        raise CimError("no photos here", path=given[0], expected=".jpg, .png, .webp, ...")
-    return found
+    return list(several(given) or ())
 
 
-def _save(path: Path, model: Predictor, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
-    categories = [{"id": number, "name": name} for number, name in enumerate(model.classes, 1)]
-    write_json(path, {"images": images, "categories": categories, "annotations": annotations})
+def _told(found: Iterable[Prediction], args: argparse.Namespace) -> Iterator[Prediction]:
+    """The same predictions, each painted and printed as it passes."""
+    for number, one in enumerate(found, 1):
+        assert one.path is not None  # it came from a file
+        if not args.no_overlays:
+            save_picture(args.output / "overlays" / f"{number:05d}_{one.path.stem}.jpg", one.overlay())
+        if args.jsonl:
+            print(json.dumps(as_json(_line(one))), flush=True)
+        yield one
+
+
+def _line(one: Prediction) -> dict[str, Any]:
+    height, width = one.image.shape[:2]
+    found = [
+        {"label": label, **{key: entry[key] for key in ("score", "bbox", "area", "segmentation")}}
+        for label, entry in zip(one.labels, one.to_coco(), strict=True)
+    ]
+    return {"photo": str(one.path), "height": height, "width": width, "instances": found}

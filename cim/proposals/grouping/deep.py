@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class TrunkFeatures:
             fix = "connect to the internet, give proposals.weights (--weights), or set proposals.deep_features=false"
             raise CimError(error.message, found=error.found, fix=fix) from error
         self._maps: dict[str, torch.Tensor] = {}
+        self._alone = threading.Lock()  # several photos may be proposed for at once, by threads
         layers = dict(self._trunk.body.named_modules())
         for tap in _TAPS[name]:
             layers[tap].register_forward_hook(lambda _layer, _inputs, out, tap=tap: self._maps.update({tap: out}))
@@ -62,8 +64,8 @@ class TrunkFeatures:
         height, width = (max(1, round(length * scale / _STRIDE)) * _STRIDE for length in photo.shape[:2])
         small = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         pixels = (small.astype(np.float32) / 255 - _MEAN) / _STD
-        with torch.inference_mode():
+        with torch.inference_mode(), self._alone:
             self._trunk(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()).to(self.device))
-        maps = [self._maps[tap][0].float().cpu().numpy() for tap in self._taps]
-        self._maps.clear()
+            maps = [self._maps[tap][0].float().cpu().numpy() for tap in self._taps]
+            self._maps.clear()
         return maps
