@@ -82,6 +82,7 @@ GROUPS = (
         "masks for others",
         {
             "predict": "masks on any photos with a trained network",
+            "export-model": "a trained Mask R-CNN as an ONNX file",
             "export": "pseudo labels of the training photos",
             "threshold": "choose among pseudo labels",
         },
@@ -141,7 +142,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
 def whole_parser() -> argparse.ArgumentParser:
     """The options of all commands, for the list of commands and for shell completion."""
     lines = [
-        "\n".join([f"{group.title}:", *(f"  {name:<11}{text}" for name, text in group.commands.items())])
+        "\n".join([f"{group.title}:", *(f"  {name:<13}{text}" for name, text in group.commands.items())])
         for group in GROUPS
     ]
     parser = argparse.ArgumentParser(
@@ -168,4 +169,4 @@ def work_of(command: str) -> Callable[[argparse.Namespace], int | None]:
 
 
 def _python_name(command: str) -> str:
-    return "import_" if command == "import" else command  # a word that Python keeps for itself
+    return "import_" if command == "import" else command.replace("-", "_")  # import: Python's own word

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.onnx.operators import shape_as_tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -131,6 +132,16 @@ class Resize(GeneralizedRCNNTransform):
     """Torchvision's, but masks stay as small as the network makes them: pasting a hundred of them into a photo takes a
     float for each of its pixels, a hundred times (``cim.mask_rcnn.pixels.pasted`` does without)."""
 
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Torchvision's; traced for ONNX it computes sizes in float32, which for 375 * (400 / 375) gives 399."""
+        if not torch.onnx.is_in_onnx_export():
+            return super().resize(image, target)
+        size = shape_as_tensor(image)[-2:].double()
+        shortest_longest = torch.cat([size.min().reshape(1), size.max().reshape(1)])
+        limits = torch.tensor([self.min_size[-1], self.max_size]).double()  # a vector: numbers alone become float32
+        height, width = (size * (limits / shortest_longest).min()).floor().long()
+        return functional.interpolate(image[None], size=(height, width), mode="bilinear")[0], target
+
     def postprocess(
         self,
         result: list[dict[str, Tensor]],
@@ -142,6 +153,19 @@ class Resize(GeneralizedRCNNTransform):
             for found, seen, original in zip(result, image_shapes, original_image_sizes, strict=True):
                 found["boxes"] = resize_boxes(found["boxes"], seen, original)
         return result
+
+
+class DeployedMaskRCNN(nn.Module):
+    """The trained network with plain tensors at both ends, to be traced for other runtimes."""
+
+    def __init__(self, model: GeneralizedRCNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, photo: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """uint8 [H, W, 3], RGB -> boxes [n, 4] in its pixels, class_ids [n] from 0, scores [n], masks [n, 28, 28]."""
+        (found,) = self.model([photo.permute(2, 0, 1).float() / 255])
+        return found["boxes"], found["labels"] - 1, found["scores"], found["masks"][:, 0]
 
 
 class Pyramid(nn.Module):

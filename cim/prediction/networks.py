@@ -22,7 +22,7 @@ from cim.engine.checkpoints import load_checkpoint
 from cim.inference.detections import Selection
 from cim.inference.scores import Trained, score_proposals, trained_model
 from cim.inference.selection import select
-from cim.prediction.predict import Detector, Question
+from cim.prediction.predict import Detector, Question, photos_alone
 from cim.proposals.stage import Proposer, open_proposer
 
 
@@ -101,12 +101,7 @@ def _cim(state: dict[str, Any], path: Path, device: torch.device) -> Detector:
 def _mask_rcnn(state: dict[str, Any], path: Path, device: torch.device) -> Detector:
     from cim.mask_rcnn.detect import load_detector  # needed for these checkpoints only
 
-    network = load_detector(state, path, device)
-
-    def detect(questions: Sequence[Question], threshold: float) -> list[Instances]:
-        return network.detect([one.photo for one in questions], [one.tags for one in questions], threshold)
-
-    return detect
+    return photos_alone(load_detector(state, path, device).detect)
 
 
 _DETECTORS: dict[str, Callable[[dict[str, Any], Path, torch.device], Detector]] = {"cim": _cim, "mask_rcnn": _mask_rcnn}

@@ -166,9 +166,21 @@ def load_model(path: str | Path, device: str = "auto", weights: str | Path | Non
     Raises:
         CimError: no such file, not a checkpoint, or of a kind that does not detect.
     """
+    if Path(path).suffix.lower() == ".onnx":
+        from cim.mask_rcnn.onnx_file import open_onnx
+
+        network = open_onnx(path, device)
+        return Predictor(network.classes, photos_alone(network.detect))
     from cim.prediction.networks import open_checkpoint  # PyTorch
 
     return Predictor(*open_checkpoint(Path(path), device, weights))
+
+
+def photos_alone(
+    detect: Callable[[Sequence[np.ndarray], Sequence[Sequence[int] | None], float], list[Instances]],
+) -> Detector:
+    """The detector of a network that looks at no proposals."""
+    return lambda asked, threshold: detect([one.photo for one in asked], [one.tags for one in asked], threshold)
 
 
 def class_indices(tags: Sequence[str | int], classes: Sequence[str]) -> list[int]:

@@ -20,7 +20,7 @@ def predict(target: argparse.ArgumentParser) -> None:
         "cim predict holiday/ --checkpoint runs/resnet50_voc --tags dog person --output masks",
     )
     target.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER|PATTERN")
-    target.add_argument("--checkpoint", required=True, help="a checkpoint or a run folder")
+    target.add_argument("--checkpoint", required=True, help="a checkpoint, a run folder, or an ONNX file")
     tags = target.add_mutually_exclusive_group()
     tags.add_argument("--tags", nargs="+", help="only these classes, when you know what is in the pictures")
     tags.add_argument("--tags-file", type=Path, metavar="CSV", help="the same for each photo: a csv image,labels")
@@ -31,6 +31,17 @@ def predict(target: argparse.ArgumentParser) -> None:
     target.add_argument("--no-overlays", action="store_true", help="only predictions.json")
     target.add_argument("--jsonl", action="store_true", help="print a json line per photo as soon as it is done")
     target.add_argument("--batch", type=positive, default=8, help="photos looked at together (default: 8)")
+
+
+def export_model(target: argparse.ArgumentParser) -> None:
+    describe(
+        target,
+        "A trained Mask R-CNN as an ONNX file: onnxruntime runs it on photos of any size, without PyTorch.",
+        "cim export-model runs/resnet50_voc/mask_rcnn --output model.onnx\n"
+        "  cim predict holiday/ --checkpoint model.onnx --output masks",
+    )
+    target.add_argument("checkpoint", help="a checkpoint of cim refine, or its run folder")
+    target.add_argument("--output", type=Path, default=Path("model.onnx"), help="default: model.onnx")
 
 
 def export(target: argparse.ArgumentParser) -> None:
