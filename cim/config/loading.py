@@ -18,17 +18,23 @@ _CHECKOUT = _INSTALLED.parent.parent / "configs"
 CONFIG_DIR = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 
 
+_TRUNK = "trunk"
+_SEEING = ("proposals", "prm", "model")  # sections of networks that look at photos; Mask R-CNN has trunks of its own
+_AXES = (96,)  # of a trunk's only map, for region pooling: half of what the light config takes of three maps
+
+
 def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """A config from a yaml file (or the name of one in configs/), its ``base`` chain and ``key=value`` overrides.
 
-    A base is a file beside the one that names it, or one of those in configs/.
+    A base is a file beside the one that names it, or one of those in configs/. ``trunk: timm:NAME`` stands for the
+    trunks of proposals, response network and CIM, ``trunk_weights`` for their weights.
 
     Raises:
         CimError: missing file, bad yaml, unknown key (the nearest name is offered), value of the wrong type.
     """
     path = find_config(name)
     values = _with_bases(path, ())
-    for override in overrides:
+    for override in sorted(overrides, key=lambda text: not text.startswith(_TRUNK)):  # others refine what it says
         key, sign, text = override.partition("=")
         if not sign or not key:
             raise CimError("override is not KEY=VALUE", found=override, fix="--set train.lr=0.001")
@@ -36,7 +42,8 @@ def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise CimError(f"override is not yaml: {override}") from None
-        _assign(values, key.split("."), value)
+        for keys, own in _spelt_out(key, value):
+            _assign(values, keys, own)
         section, _, name = key.partition(".")
         if name == "updates" and not any(other.startswith(f"{section}.epochs=") for other in overrides):
             _assign(values, [section, "epochs"], None)  # a number given by hand is not overruled by a rule of the file
@@ -92,6 +99,12 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     for section in ("train", "refine"):  # a number of updates is not overruled by the rule of a base
         if isinstance(own := values.get(section), dict) and "updates" in own:
             own.setdefault("epochs", None)
+    for key in (_TRUNK, f"{_TRUNK}_weights"):
+        if key in values:
+            for keys, own in _spelt_out(key, values.pop(key)):
+                inner = values.setdefault(keys[0], {})
+                if isinstance(inner, dict):  # else the schema will say what is wrong
+                    inner.setdefault(keys[1], own)
     base = values.pop("base", None)
     if not isinstance(base, str | None):
         raise CimError("base is not a file name", path=path, found=base)
@@ -100,6 +113,22 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     beside = path.parent / base
     below = beside if beside.exists() or not (CONFIG_DIR / base).is_file() else CONFIG_DIR / base
     return _merged(_with_bases(below, (*seen, path)), values)
+
+
+def _spelt_out(key: str, value: Any) -> list[tuple[list[str], Any]]:
+    """The settings that a key stands for: itself, or those of all trunks.
+
+    Raises:
+        CimError: a trunk that is no model of timm.
+    """
+    if key == f"{_TRUNK}_weights":
+        return [([section, "weights"], value) for section in _SEEING]
+    if key != _TRUNK:
+        return [(key.split("."), value)]
+    if not isinstance(value, str) or not value.startswith("timm:"):
+        fix = "set proposals.backbone, prm.backbone and model.backbone (with model.axes) for others"
+        raise CimError("trunk is one for all networks", expected="timm:NAME", found=value, fix=fix)
+    return [*(([section, "backbone"], value) for section in _SEEING), (["model", "axes"], _AXES)]
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

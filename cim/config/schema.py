@@ -54,7 +54,7 @@ class ProposalConfig(Section):
     method: Literal["grouping", "sam"] = "grouping"
     max_proposals: int = Field(default=1000, ge=1)
     deep_features: bool = True  # group with the features of an ImageNet trunk as well as with colour
-    backbone: Literal["mobilenet_v2", "resnet50_c5"] = "mobilenet_v2"  # that trunk
+    backbone: str = "mobilenet_v2"  # that trunk: mobilenet_v2, resnet50_c5 or timm:NAME
     weights: str | None = None  # its file; None: the library's own ImageNet weights
     min_area: float = Field(default=0.0008, ge=0, le=1)  # size limits, fractions of the picture
     max_area: float = Field(default=0.9, ge=0, le=1)

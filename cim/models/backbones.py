@@ -1,8 +1,8 @@
 """Trunks: from an image to one feature map (METHOD section 4).
 
-``build_backbone`` knows the published trunks by name and takes any convolutional model of timm
-besides. Parameter names inside a trunk are those of the library it comes from, so that weight files
-load as they are.
+``build_backbone`` knows the published trunks by name and takes any model of timm besides, as ``timm:NAME``
+(:mod:`cim.models.timm_trunks`). Parameter names inside a trunk are those of the library it comes from, so that weight
+files load as they are.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cim.core.errors import CimError
+from cim.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from cim.models.weights import load_trunk, read_weights, reason
 
 RANDOM = "none"  # instead of a weights file: leave the trunk as initialised
 FROM_PRM = "prm"  # the trunk that the response network of the same run trained (cim/config/build.py)
 Freeze = Literal["published", "all", "none"]
 
-_FEATURES = "forward_features"  # the method of timm's models that stops at the last feature map
+TIMM = "timm:"
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
+Colours = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of red, green, blue, 0..1
+Run = Callable[[Any, Tensor], Tensor]  # (trunk's layers, image [B, 3, h, w]) -> feature map
 
 
 class Backbone(nn.Module):
@@ -38,7 +42,8 @@ class Backbone(nn.Module):
         channels: D.
         parts: channels of the blocks that lie side by side in the map, from shallow to deep; their sum is D.
         pad_to: height and width are zero-padded (right, below) to a multiple of this.
-        method: the method of ``body`` that gives the feature map.
+        run: how ``body`` gives the feature map.
+        colours: what the trunk's images are normalised by; those that come are normalised by ImageNet's.
     """
 
     def __init__(
@@ -51,12 +56,13 @@ class Backbone(nn.Module):
         train_norms: bool = False,
         parts: tuple[int, ...] = (),
         pad_to: int = 1,
-        method: str = "forward",
+        run: Run | None = None,
+        colours: Colours = IMAGENET,
     ) -> None:
         super().__init__()
         self.body, self.stride, self.channels = body, stride, channels
         self.parts = parts or (channels,)
-        self.pad_to, self.method = pad_to, method
+        self.pad_to, self.run, self.colours = pad_to, run, colours
         named = dict(body.named_modules())
         self._frozen = [named[name] for name in frozen]  # a plain list: these are parts of body already
         self._norms = (
@@ -74,10 +80,20 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """float [B, 3, h, w] -> [B, D, ceil(h / stride), ceil(w / stride)] (about; VGG rounds down)."""
+        image = self.prepared(image)
+        return self.body(image) if self.run is None else self.run(self.body, image)
+
+    def prepared(self, image: Tensor) -> Tensor:
+        """The same image in the trunk's own colours, padded to what it can take."""
+        if self.colours != IMAGENET:
+            (mean, std), (own_mean, own_std) = (
+                (image.new_tensor(values).view(3, 1, 1) for values in colours) for colours in (IMAGENET, self.colours)
+            )
+            image = (image * std + mean - own_mean) / own_std
         below, right = -image.shape[-2] % self.pad_to, -image.shape[-1] % self.pad_to
         if below or right:
             image = functional.pad(image, (0, right, 0, below))
-        return getattr(self.body, self.method)(image)
+        return image
 
 
 @dataclass(frozen=True)
@@ -86,9 +102,10 @@ class Trunk:
 
     Attributes:
         make: the trunk's layers, random.
-        stride, channels, pad_to, method, parts: see :class:`Backbone`.
+        stride, channels, pad_to, run, parts, colours: see :class:`Backbone`.
         frozen: parts that the published program does not train.
-        download: the library's own ImageNet weights.
+        download: the library's own weights.
+        convert: makes weights of other programs fit the layers, where that can be done.
     """
 
     make: Callable[[], nn.Module]
@@ -97,8 +114,10 @@ class Trunk:
     frozen: tuple[str, ...]
     download: Callable[[], dict[str, Tensor]]
     pad_to: int = 1
-    method: str = "forward"
+    run: Run | None = None
     parts: tuple[int, ...] = ()
+    colours: Colours = IMAGENET
+    convert: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 def build_backbone(
@@ -108,8 +127,9 @@ def build_backbone(
 
     Args:
         name: "vgg16", "resnet50", "resnet50_c5", "hrnet_w48", "mobilenet_v2", "mobilenet_v2_s16",
-            "tiny", or a convolutional model of timm.
-        weights: a file; None: the library's own ImageNet weights, downloaded; "none": random.
+            "tiny", or "timm:NAME", any model of timm (a convolutional one also without "timm:", as in version 0.1:
+            then normalised by ImageNet's colours, whatever it was trained with).
+        weights: a file; None: the library's own weights, downloaded; "none": random.
         freeze: the published parts, the whole trunk, or nothing.
         train_norms: train batch norms; False keeps them in eval mode and their parameters fixed (batches
             here are single images).
@@ -117,12 +137,13 @@ def build_backbone(
     Raises:
         CimError: unknown name, weights that do not fit, or a failed download.
     """
-    trunk = TRUNKS[name]() if name in TRUNKS else _timm_trunk(name)
+    trunk = open_trunk(name)
     body = trunk.make()
     if weights is None:
         load_trunk(body, _downloaded(name, trunk), f"ImageNet weights of {name}")
     elif str(weights) != RANDOM:
-        load_trunk(body, read_weights(weights), weights)
+        tensors = read_weights(weights)
+        load_trunk(body, tensors if trunk.convert is None else trunk.convert(body, tensors), weights)
     frozen = {"published": trunk.frozen, "all": ("",), "none": ()}[freeze]  # "" is the body itself
     return Backbone(
         body,
@@ -132,8 +153,24 @@ def build_backbone(
         train_norms=train_norms,
         parts=trunk.parts,
         pad_to=trunk.pad_to,
-        method=trunk.method,
+        run=trunk.run,
+        colours=trunk.colours,
     )
+
+
+def open_trunk(name: str) -> Trunk:
+    """How to make a trunk by name (:func:`build_backbone`).
+
+    Raises:
+        CimError: unknown name, or a model that gives no feature map.
+    """
+    if name in TRUNKS:
+        return TRUNKS[name]()
+    if name.startswith(TIMM):
+        from cim.models.timm_trunks import timm_trunk  # opens timm, 30 MB that other trunks do without
+
+        return timm_trunk(name.removeprefix(TIMM))
+    return _timm_trunk(name)
 
 
 def _vgg16() -> Trunk:
@@ -225,7 +262,12 @@ def _tiny() -> Trunk:
 def _hrnet_w48() -> Trunk:
     """timm's forward_features runs through ``final_layer``: the published trunk, name for name."""
     stem = ("conv1", "bn1", "conv2", "bn2", "layer1", "transition1", "stage2")
-    return Trunk(lambda: _timm_model("hrnet_w48"), 32, 2048, stem, lambda: _timm_download("hrnet_w48"), 32, _FEATURES)
+    return Trunk(lambda: _timm_model("hrnet_w48"), 32, 2048, stem, lambda: _timm_download("hrnet_w48"), 32, _features)
+
+
+def _features(body: Any, image: Tensor) -> Tensor:
+    """Timm's models up to their last feature map."""
+    return body.forward_features(image)
 
 
 def _timm_trunk(name: str) -> Trunk:
@@ -245,10 +287,15 @@ def _timm_trunk(name: str) -> Trunk:
     except (AssertionError, RuntimeError) as error:  # transformers that take one image size only
         found, fits = f"{name}: {reason(error)}", False
     if not fits:
-        raise CimError("backbone gives no feature map", expected="[1, D, h, w] for images of any size", found=found)
+        raise CimError(
+            "backbone gives no feature map",
+            expected="[1, D, h, w] for images of any size",
+            found=found,
+            fix=f"name it {TIMM}{name}",
+        )
     stride = side // features.shape[2]
     download = partial(_timm_download, name)
-    return Trunk(partial(_timm_model, name), stride, features.shape[1], (), download, stride, _FEATURES)
+    return Trunk(partial(_timm_model, name), stride, features.shape[1], (), download, stride, _features)
 
 
 def _timm_model(name: str) -> Any:

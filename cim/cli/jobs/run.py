@@ -107,7 +107,10 @@ def resolve(args: argparse.Namespace) -> Config:
     settings |= {"work_dir": str(args.output), "name": args.output.name, "device": args.device}
     if args.weights:
         weights = str(args.weights.resolve())  # the networks are used from other folders, too
-        settings |= {f"{section}.weights": weights for section in ("proposals", "prm", "model", "refine")}
+        seeing = ["proposals", "prm", "model"]
+        if not load_config(args.config, args.set).model.backbone.startswith("timm:"):  # Mask R-CNN's is another trunk
+            seeing.append("refine")
+        settings |= {f"{section}.weights": weights for section in seeing}
     settings |= BUDGETS[args.budget]
     return load_config(args.config, [*(override(key, value) for key, value in settings.items()), *args.set])
 
