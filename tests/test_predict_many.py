@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -124,6 +125,8 @@ def test_tensors_that_are_no_photos(model, tensor):
 def test_batches_and_their_remainder(model, folder):
     model.predict(folder, batch=2)
     assert model.detector.calls == [2, 2, 1]
+    with pytest.raises(CimError, match="no photos in a batch; expected 1 or more; found 0"):
+        model.predict(folder, batch=0)
 
 
 def test_tags_of_each_photo(model, folder):
@@ -180,6 +183,22 @@ def test_nothing_is_taken_from_an_iterator_before_its_time(model):
     assert next(stream).labels == ["green"] and taken == [0, 1]
     assert next(stream).labels == ["blue"] and taken == [0, 1, 2, 3]
     stream.close()
+
+
+def test_frames_of_a_video(model, tmp_path):
+    path = str(tmp_path / "video.avi")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
+    for number in range(5):
+        writer.write(coloured(2 - number % 3, (48, 64)))  # OpenCV takes blue, green, red
+    writer.release()
+
+    def frames():
+        video = cv2.VideoCapture(path)
+        while (frame := video.read()[1]) is not None:
+            yield frame
+
+    found = list(model.stream(frames(), bgr=True, batch=2))
+    assert labels(found) == [["red"], ["green"], ["blue"], ["red"], ["green"]] and found[0].image.shape == (48, 64, 3)
 
 
 def test_files_are_read_while_the_network_works(folder, monkeypatch):

@@ -133,6 +133,8 @@ class Predictor:
         Raises:
             CimError: as :meth:`predict`; more or fewer tags or regions than photos.
         """
+        if batch < 1:
+            raise CimError("no photos in a batch", expected="1 or more", found=batch)
         found = several(images)
         photos = [images] if found is None else found
         early = 0 if isinstance(photos, Iterator) else batch
