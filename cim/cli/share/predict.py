@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _predict(
-    args: argparse.Namespace, photos: list[Path], tags: list[str] | dict[str, list[str]] | None, model: Predictor
+    args: argparse.Namespace,
+    photos: list[Path],
+    tags: Sequence[str] | Mapping[str, Sequence[str]] | None,
+    model: Predictor,
 ) -> int:
     failed: list[CimError] = []
     found = model.stream(photos, tags, score_threshold=args.score_threshold, batch=args.batch, skipped=failed.append)
