@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import small_run
 import yaml
-from doors import TOOLS, run_tool
+from doors import run_tool
 
 from cim.cli import flow
 from cim.cli.jobs import run as run_folder
 from cim.cli.main import parse
+from cim.config.build import build_dataset
 from cim.config.loading import load_config, override, save_config
 from cim.core.errors import CimError
 from cim.evaluation.verdicts import Verdict, save_verdict
@@ -106,19 +107,37 @@ def test_run_folder_without_photos_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_run_folder_stops_at_a_photo_that_cannot_be_read(tmp_path):
-    """The first stage names it and does the others; without it the same command goes on."""
-    truth = small_run.draw(tmp_path, 4)
+def tagged_photos(folder: Path) -> list[object]:
+    """Options of `cim run`: four drawn photos and a tags.csv."""
+    small_run.draw(folder, 4)
+    (folder / "tags.csv").write_text("image,labels\n" + "".join(f"{n:03d}.png,disc\n" for n in range(4)))
+    return ["--images", folder / "photos", "--tags", folder / "tags.csv", "--output", folder / "run"]
+
+
+def test_run_folder_leaves_out_a_photo_that_cannot_be_read(tmp_path, caplog):
+    """Named each time, also when nothing has to be looked at again; back in when it is mended."""
+    args = arguments(*tagged_photos(tmp_path))
     bad = tmp_path / "photos" / "001.png"
     whole = bad.read_bytes()
-    bad.write_bytes(whole[:60])
-    (tmp_path / "tags.csv").write_text("image,labels\n" + "".join(f"{n:03d}.png,disc\n" for n in range(4)))
-    command = [sys.executable, str(TOOLS / "run_folder.py"), "--images", str(truth.parent / "photos")]
-    command += ["--tags", str(tmp_path / "tags.csv"), "--output", str(tmp_path / "run")]
-    command += ["--set", "proposals.deep_features=false"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and "001.png" in done.stderr and "stage 1 (proposals) failed" in done.stderr
-    assert len(list((tmp_path / "run" / "proposals" / "train").glob("*.npz"))) == 3
+    bad.write_bytes(whole[:100])
+    for _ in range(2):
+        caplog.clear()
+        data = load_config(run_folder.write_config(args)).data
+        assert caplog.text.count("left out: damaged photo") == 1 and "001.png" in caplog.text
+        assert [record.path.name for record in build_dataset(data, "train")] == ["000.png", "002.png", "003.png"]
+    bad.write_bytes(whole)
+    data = load_config(run_folder.write_config(args)).data
+    assert data.leave_out is None and len(build_dataset(data, "train")) == 4
+
+
+def test_run_folder_refuses_validation_photos_that_cannot_be_read(tmp_path, caplog):
+    """Numbers on fewer photos would be other numbers."""
+    args = arguments(*tagged_photos(tmp_path), "--val", tmp_path / "photos", "--val-masks", tmp_path / "truth.json")
+    bad = tmp_path / "photos" / "001.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    with pytest.raises(CimError, match="1 of 4 validation photos cannot be read"):
+        run_folder.write_config(args)
+    assert "001.png" in caplog.text and not (tmp_path / "run").exists()
 
 
 def arguments(*words: object) -> argparse.Namespace:
@@ -127,7 +146,8 @@ def arguments(*words: object) -> argparse.Namespace:
 
 def test_run_folder_writes_one_resolved_config(tmp_path):
     photos = tmp_path / "my # photos"
-    photos.mkdir()
+    small_run.draw(photos / "disc", 1)
+    (photos / "disc" / "photos" / "000.png").rename(photos / "disc" / "000.png")
     args = arguments("--images", str(photos), "--output", str(tmp_path / "run"), "--budget", "quick")
     config = run_folder.resolve(args)
     assert config.data.images == str(photos) and config.train.stretch == 0.6 and config.data.val_images is None
@@ -139,8 +159,7 @@ def test_run_folder_always_makes_pseudo_labels_and_names_the_network_it_trained(
 ):
     planned = []
     monkeypatch.setattr(run_folder, "run_stages", lambda stages, *_: planned.extend(stages))
-    (tmp_path / "photos").mkdir()
-    run_folder.main(arguments("--images", str(tmp_path / "photos"), "--output", str(tmp_path / "run"), *extra))
+    run_folder.main(arguments(*tagged_photos(tmp_path), *extra))
     titles = [step.title for step in planned]
     assert "pseudo labels above the threshold" in titles and "overlays of the pseudo labels" in titles
     assert ("Mask R-CNN" in titles) == refined

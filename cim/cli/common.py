@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import shlex
@@ -14,6 +15,8 @@ from cim.core.errors import CimError
 
 def run(main: Callable[[], int | None]) -> int:
     """Exit code of ``main``: its own, 2 after a :class:`CimError` (told in one line), 130 after Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8 can be told, too
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         code = main() or 0

@@ -36,6 +36,7 @@ class DataConfig(Section):
     tags: str | None = None  # tags.csv or COCO json; None: one sub-folder per class
     known: tuple[str, ...] = ()  # files of points, boxes, masks on training photos (docs/ANNOTATE.md)
     negatives: str | None = None  # folder of photos that show none of the classes; so do rows of tags without labels
+    leave_out: str | None = None  # json of training photos not to be used; cim run writes it for unreadable ones
     val_images: str | None = None
     val_tags: str | None = None
     val_annotations: str | None = None  # COCO json with masks, evaluation only

@@ -81,9 +81,9 @@ def as_json(value: Any) -> Any:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Atomically, UTF-8."""
+    """Atomically, UTF-8; of file names that are none, the odd bytes are spelt out."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_npz(path: str | Path, **arrays: np.ndarray) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import struct
+import stat
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cim.core.errors import CimError
 
@@ -18,6 +18,16 @@ _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 _FIX = "replace the file, or take it out of the data set"
+# What photos come as. Pillow knows thirty more; one of them (EPS) runs another program on what the file says.
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
+_LARGEST = 2**29 + 2**20  # bytes: as many pixels as Pillow opens (178,956,970), uncompressed, and a header
+_ODD_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
 
 
 def read_photo(path: str | Path) -> np.ndarray:
@@ -30,23 +40,27 @@ def read_photo(path: str | Path) -> np.ndarray:
         uint8 [H, W, 3].
 
     Raises:
-        CimError: missing, not a picture, truncated, or too large for Pillow's safety limit.
+        CimError: missing, not a file, not a picture, truncated, or too large for Pillow's safety limit.
     """
     with _opened(path) as image:
         try:
-            image.load()
-            if _orientation(image) is not None:
-                image = ImageOps.exif_transpose(image)
-            return np.ascontiguousarray(_as_rgb(image))
-        except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise
-            raise CimError("damaged photo", path=path, found=error, fix=_FIX) from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image.load()
+                if _orientation(image) is not None:
+                    image = ImageOps.exif_transpose(image)
+                return np.ascontiguousarray(_as_rgb(image))
+        except MemoryError as error:
+            raise CimError("photo too large for the memory here", path=path, found=image.size, fix=_FIX) from error
+        except Exception as error:  # decoders raise all sorts of things; all mean the same here
+            raise CimError("damaged photo", path=path, found=_gist(error), fix=_FIX) from error
 
 
 def photo_size(path: str | Path) -> tuple[int, int]:
     """(H, W) in pixels of the upright photo, from the header alone.
 
     Raises:
-        CimError: missing or not a picture.
+        CimError: missing, not a file or not a picture.
     """
     with _opened(path) as image:
         width, height = image.size
@@ -59,19 +73,46 @@ def photo_size(path: str | Path) -> tuple[int, int]:
 def _orientation(image: Image.Image) -> int | None:
     try:
         return Image.Image.getexif(image).get(_EXIF_ORIENTATION)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # a damaged block says nothing
+    except Exception:  # a damaged block raises all sorts of things, and says nothing
         return None
 
 
 def _opened(path: str | Path) -> Image.Image:
+    _check_file(Path(path))
+    Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large pictures and odd EXIF blocks are no news to the user
-            return Image.open(path)
+            return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+    except Exception as error:  # as above
+        raise CimError("not a readable photo", path=path, found=_gist(error), fix=_FIX) from error
+
+
+def _check_file(path: Path) -> None:
+    """Before anything is opened: a named pipe would wait for ever, a device might never end."""
+    try:
+        state = path.stat()
     except FileNotFoundError:
+        if path.is_symlink():
+            target = f"a link to {path.readlink()}, which does not exist"
+            raise CimError("not a readable photo", path=path, found=target, fix=_FIX) from None
         raise CimError("missing photo", path=path, fix="check the data set's root folder") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CimError("not a readable photo", path=path, found=error, fix=_FIX) from error
+    except (OSError, ValueError) as error:  # a circular link, a folder that may not be entered, a 0 in the name
+        raise CimError("not a readable photo", path=path, found=_gist(error), fix=_FIX) from None
+    if not stat.S_ISREG(state.st_mode):
+        kind = _ODD_KINDS.get(stat.S_IFMT(state.st_mode), "no file")
+        raise CimError("not a readable photo", path=path, expected="a file", found=kind, fix=_FIX)
+    if not state.st_size:
+        raise CimError("not a readable photo", path=path, found="an empty file", fix=_FIX)
+    if state.st_size > _LARGEST:
+        limit, size = f"at most {_LARGEST >> 20} MB", f"{state.st_size >> 20} MB"
+        raise CimError("not a readable photo", path=path, expected=limit, found=size, fix=_FIX)
+
+
+def _gist(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture of a known format"  # its text repeats the path
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from cim.core.errors import CimError
+from cim.core.files import read_json
 from cim.core.photo import photo_size
 from cim.datasets.base import Dataset, Record
 from cim.datasets.marks.join import with_known
-from cim.datasets.photo_files import PHOTO_SUFFIXES, PhotoFinder, photos_in
+from cim.datasets.photo_files import PHOTO_SUFFIXES, PhotoFinder, folders_in, photos_in
 from cim.datasets.tags.coco_json import TagFile, read_tag_file
 from cim.datasets.tags.csv_file import counted, csv_rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def open_folder(
     vocabulary: Vocabulary | None = None,
     negatives: str | Path | None = None,
     known: Sequence[str | Path] = (),
+    leave_out: str | Path | None = None,
     name: str = "folder",
 ) -> Dataset:
     """A data set from a folder of photos.
@@ -96,6 +101,7 @@ def open_folder(
         negatives: folder of further photos that show none of the classes; their ids begin with "negatives/".
         known: files of marked instances of these photos (:func:`cim.datasets.marks.read.read_marks`); later ones count
             before earlier ones.
+        leave_out: json {"photos": {path: reason}} of listed photos that are not to be used, as ``cim run`` writes it.
         name: of the data set, for messages.
 
     Raises:
@@ -117,10 +123,39 @@ def open_folder(
         listing = replace(listing, photos=listing.photos + _negatives(Path(negatives)))
     index = {label: number for number, label in enumerate(vocabulary.classes)}
     find_id = _id_lookup(listing, truth)
+    if leave_out is not None:
+        unwanted = _left_out(Path(leave_out))
+        listing = replace(listing, photos=tuple(photo for photo in listing.photos if str(photo.path) not in unwanted))
+        if not listing.photos:
+            raise CimError("every photo is left out", path=leave_out, fix="replace the photos that cannot be read")
     records = _records(listing, index, find_id)
     counts = [{index[label]: number for label, number in photo.counts.items()} for photo in listing.photos]
     records = with_known(records, counts, vocabulary.classes, images, known)
     return Dataset(name, *vocabulary, records, None if annotations is None else Path(annotations))
+
+
+def listed_photos(
+    images: Path,
+    tags: Path | None = None,
+    *,
+    annotations: Path | None = None,
+    negatives: Path | None = None,
+    training: bool = True,
+) -> list[Path]:
+    """The photos that :func:`open_folder` would take; none is opened, and its errors about photos are not raised.
+
+    Args:
+        images, tags, annotations, negatives: as there.
+        training: whether these are the training photos.
+
+    Raises:
+        CimError: a folder or file that is missing or damaged, or a tagged photo that does not exist.
+    """
+    if training:
+        listing = _training_listing(images, tags)
+    else:
+        listing = _other_listing(images, tags, None if annotations is None else read_tag_file(annotations))
+    return [photo.path for photo in (*listing.photos, *(_negatives(negatives) if negatives else ()))]
 
 
 # ---------------------------------------------------------------------- listings
@@ -129,6 +164,13 @@ def open_folder(
 def _negatives(folder: Path) -> tuple[_Tagged, ...]:
     _check_folder(folder)
     return tuple(_Tagged(f"negatives/{path.relative_to(folder).as_posix()}", path, ()) for path in photos_in(folder))
+
+
+def _left_out(path: Path) -> Container[str]:
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("photos"), dict):
+        raise CimError("not a list of photos to leave out", path=path, expected='{"photos": {path: reason}}')
+    return content["photos"]
 
 
 def _training_listing(images: Path, tags: str | Path | None) -> Listing:
@@ -202,7 +244,7 @@ def _from_tag_file(images: Path, file: TagFile) -> Listing:
 
 
 def _class_folders(images: Path) -> Listing:
-    folders = sorted(folder for folder in images.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    folders = folders_in(images)
     photos = [
         _Tagged(photo.relative_to(images).as_posix(), photo, (folder.name,))
         for folder in folders
@@ -217,7 +259,7 @@ def _untagged(images: Path) -> Listing:
 
 
 def _has_class_folders(images: Path) -> bool:
-    return any(folder.is_dir() and any(photos_in(folder)) for folder in images.iterdir())
+    return any(photos_in(folder) for folder in folders_in(images))
 
 
 # ---------------------------------------------------------------------- classes and ids
@@ -293,10 +335,11 @@ def _records(
             continue
         records.append(Record(image_id, photo.path, size, tuple(sorted(index[label] for label in photo.labels))))
     if failures:
-        first = failures[0]
-        message = (
-            first.message if len(failures) == 1 else f"{len(failures)} photos cannot be used, first {first.message}"
-        )
+        first, message = failures[0], failures[0].message
+        if len(failures) > 1:
+            for failure in failures:
+                logger.error("cannot be used: %s", failure)
+            message = f"{len(failures)} photos cannot be used, first {message}"
         raise CimError(message, path=first.path, expected=first.expected, found=first.found, fix=first.fix)
     return tuple(records)
 

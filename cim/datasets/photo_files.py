@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -12,10 +13,42 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".g
 
 
 def photos_in(folder: Path) -> list[Path]:
-    """The photos directly in a folder, by suffix, sorted; hidden files left out."""
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
-    )
+    """What is directly in a folder and called like a photo, sorted; hidden files left out.
+
+    Raises:
+        CimError: the folder cannot be listed.
+    """
+    return [path for path in _entries(folder) if path.suffix.lower() in PHOTO_SUFFIXES]
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders directly in a folder, sorted; hidden ones left out. Raises as :func:`photos_in`."""
+    return [path for path in _entries(folder) if path.is_dir()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise _not_listed(folder, error) from None
+
+
+def photos_below(folder: Path) -> tuple[list[Path], list[CimError]]:
+    """What is called like a photo in a folder and the folders in it, sorted, and an error per folder that cannot be
+    listed. Links to folders are not followed: they may lead in circles."""
+    errors: list[CimError] = []
+    found = [
+        Path(root, name)
+        for root, folders, files in os.walk(folder, onerror=lambda e: errors.append(_not_listed(Path(e.filename), e)))
+        for name in folders + files
+        if Path(name).suffix.lower() in PHOTO_SUFFIXES
+    ]
+    return sorted(found), errors
+
+
+def _not_listed(folder: Path, error: OSError) -> CimError:
+    fix = "let this user read it, or take it out"
+    return CimError("cannot list this folder of photos", path=folder, found=error.strerror, fix=fix)
 
 
 @dataclass
@@ -29,7 +62,7 @@ class PhotoFinder:
         """The photo meant by ``name``, relative to the root.
 
         Raises:
-            CimError: none, more than one, or outside the root.
+            CimError: none, more than one, or outside the root; a folder in the root that cannot be listed.
         """
         relative = PurePosixPath(name.replace("\\", "/"))
         if relative.is_absolute() or ".." in relative.parts:
@@ -60,9 +93,11 @@ class PhotoFinder:
     def _alike(self, relative: PurePosixPath) -> list[Path]:
         """Photos of the same folder and stem, capitals aside; if the extension agrees too, only those."""
         if not self._by_stem:
-            for path in sorted(self.root.rglob("*")):
-                if path.suffix.lower() in PHOTO_SUFFIXES:
-                    self._by_stem.setdefault(_stem_key(path.relative_to(self.root)), []).append(path)
+            photos, errors = photos_below(self.root)
+            if errors:
+                raise errors[0]
+            for path in photos:
+                self._by_stem.setdefault(_stem_key(path.relative_to(self.root)), []).append(path)
         found = self._by_stem.get(_stem_key(relative), [])
         same = [path for path in found if path.suffix.lower() == relative.suffix.lower()]
         return same or found

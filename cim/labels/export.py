@@ -251,6 +251,8 @@ def _categories(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _relative(path: Path, root: Path) -> str:
-    """With forward slashes; a photo outside the folder keeps its whole path."""
-    resolved, base = path.resolve(), root.resolve()
-    return resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else str(resolved)
+    """With forward slashes; a photo outside the folder keeps its whole path. Links keep their own names: two may lead
+    to one file."""
+    folder, base = path.parent.resolve(), root.resolve()
+    whole = folder / path.name
+    return whole.relative_to(base).as_posix() if whole.is_relative_to(base) else str(whole)

@@ -114,7 +114,7 @@ class Store:
 
     def path(self, image_id: int | str) -> Path:
         """File of one image; ids with characters that file systems dislike are escaped."""
-        name = quote(str(image_id), safe="")
+        name = quote(str(image_id), safe="", errors="surrogateescape")  # names of photos that are not UTF-8
         if len(name) > _LONGEST:
             name = f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         if name.startswith("."):  # hidden files are temporary ones

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import logging
+import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from cim.cli.flow import Stage, done_otherwise, preparation, pseudo_labels, run_stages, stage
@@ -12,12 +16,18 @@ from cim.cli.worker import warm_up
 from cim.config.loading import config_text, load_config, override
 from cim.config.schema import Config
 from cim.core.errors import CimError
-from cim.core.files import file_state, write_text
+from cim.core.files import file_state, read_json, write_json, write_text
 from cim.core.locks import hold
+from cim.core.parallel import close_workers, run_stage
+from cim.core.photo import read_photo
+from cim.datasets.folder import listed_photos
 from cim.evaluation.coco_results import load_ground_truth
 from cim.evaluation.verdicts import load_verdicts
 from cim.labels.export import chosen_path, label_path
 
+logger = logging.getLogger(__name__)
+
+LEFT_OUT = "left_out.json"  # photos that cannot be read, and why
 BUDGETS: dict[str, dict[str, object]] = {  # changes to the light schedule
     "quick": {"train.stretch": 0.6},  # and no Mask R-CNN: a short one is worse than its labels
     "normal": {},
@@ -41,14 +51,22 @@ def main(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, refined: bool) -> int:
     settings, masks = resolve(args), bool(args.val_masks)
+    left_out = unreadable_photos(args)
+    if left_out["photos"]:
+        settings.data.leave_out = str(args.output / LEFT_OUT)
     config, text = args.output / "config.yaml", config_text(settings)
     stages = preparation(config, masks) + training(config, masks) + pseudo_labels(config)
     if refined:
         stages.append(stage("Mask R-CNN", "refine", config, *([] if masks else ["--no-evaluation"])))
     stages += presentation(config, settings, masks)
     inputs = text + state_of(args)
-    if done_otherwise(stages, args.output, inputs) and (code := ask([settings], masks, refined)):
-        return code
+    if done_otherwise(stages, args.output, inputs):
+        before = settings.model_copy(deep=True)
+        if not (args.output / LEFT_OUT).is_file():
+            before.data.leave_out = None  # the finished stages knew of none
+        if code := ask([before], masks, refined):
+            return code
+    write_json(args.output / LEFT_OUT, left_out, indent=1)
     write_text(config, text)
     run_stages(stages, args.output, inputs)
     return 0
@@ -113,6 +131,46 @@ def resolve(args: argparse.Namespace) -> Config:
         settings |= {f"{section}.weights": weights for section in seeing}
     settings |= BUDGETS[args.budget]
     return load_config(args.config, [*(override(key, value) for key, value in settings.items()), *args.set])
+
+
+def unreadable_photos(args: argparse.Namespace) -> dict[str, Any]:
+    """What RUN/left_out.json says, or should: ``photos``, path -> what is wrong, of the training photos that cannot be
+    read. Every photo is decoded once; nothing is written.
+
+    Raises:
+        CimError: a validation photo that cannot be read (numbers on fewer photos would be other numbers), or tags and
+            folders that do not fit.
+    """
+    path = args.output / LEFT_OUT
+    state = hashlib.sha256(state_of(args).encode(errors="surrogateescape")).hexdigest()
+    known = read_json(path, fix="delete it") if path.is_file() else {}
+    if known.get("state") != state:
+        if args.val:
+            val = listed_photos(args.val, args.val_tags, annotations=args.val_masks, training=False)
+            bad = undecodable(val, "validation photos")
+            for message in bad.values():
+                logger.error("cannot be used: %s", message)
+            if bad:
+                fix = "replace or remove them; the same command continues"
+                raise CimError(f"{len(bad)} of {len(val)} validation photos cannot be read", path=args.val, fix=fix)
+        photos = undecodable(listed_photos(args.images, args.tags, negatives=args.negatives), "photos")
+        known = {"state": state, "photos": photos}
+    for message in known["photos"].values():
+        logger.warning("left out: %s", message)
+    return known
+
+
+def undecodable(photos: Sequence[Path], title: str) -> dict[str, str]:
+    """Path -> what is wrong, of the photos that cannot be read to the last pixel."""
+    workers = min(os.cpu_count() or 1, 1 + len(photos) // 200)  # a process takes as long to start as 200 photos do
+    try:
+        return run_stage(_decode, photos, description=f"looking at the {title}", workers=workers).failed
+    finally:
+        close_workers()
+
+
+def _decode(photo: Path) -> None:
+    read_photo(photo)
 
 
 def state_of(args: argparse.Namespace) -> str:

@@ -16,7 +16,7 @@ from cim.core.leftovers import sweep
 from cim.core.locks import hold
 from cim.core.parallel import run_stage
 from cim.datasets.base import Dataset, Record
-from cim.datasets.photo_files import PHOTO_SUFFIXES
+from cim.datasets.photo_files import PHOTO_SUFFIXES, photos_below
 from cim.proposals.options import provenance
 from cim.proposals.published_tree import refuse_shared_names
 from cim.proposals.stage import ProposalStage, open_proposer
@@ -25,12 +25,18 @@ from cim.storage.store import Store
 
 def main(args: argparse.Namespace) -> int:
     """2 when some photos could not be read; the others are done."""
-    settings, records, output, locked = _task(args)
+    settings, records, output, locked, unlisted = _task(args)
     with hold(locked):
-        return _make(args, settings, records, output)
+        return _make(args, settings, records, output, unlisted)
 
 
-def _make(args: argparse.Namespace, settings: ProposalConfig, records: list[Record], output: Path) -> int:
+def _make(
+    args: argparse.Namespace,
+    settings: ProposalConfig,
+    records: list[Record],
+    output: Path,
+    unlisted: list[CimError],
+) -> int:
     device = str(resolve_device(args.device))
     options = proposer_options(settings)
     open_proposer(options, device)  # a missing package, checkpoint or weights file stops here, not in a worker
@@ -48,13 +54,15 @@ def _make(args: argparse.Namespace, settings: ProposalConfig, records: list[Reco
         workers=args.workers,
         scheduler=args.scheduler,
     )
+    report.failed |= {str(error.path): str(error) for error in unlisted}
     code = report.exit_code()
-    print(f"{len(records) - len(report.failed)} of {len(records)} photos have proposals: {output}")
+    print(f"{len(records) - len(waiting) + report.done} of {len(records)} photos have proposals: {output}")
     return code
 
 
-def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path, Path]:
-    """How, which photos, the store, and the folder that is locked meanwhile."""
+def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path, Path, list[CimError]]:
+    """Settings, photos, where to write, the folder that is locked meanwhile, and what of a folder was not listed."""
+    unlisted: list[CimError] = []
     if (args.config is None) == (args.images is None):
         raise CimError("which photos", expected="either CONFIG or --images FOLDER")
     if args.config is not None:
@@ -66,7 +74,8 @@ def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path,
     elif args.output is None or args.set or args.split:
         raise CimError("--images goes with --output, and without --set and --split")
     else:
-        settings, records, output = ProposalConfig(), _folder(args.images), args.output
+        records, unlisted = _folder(args.images)
+        settings, output = ProposalConfig(), args.output
         locked = output
     given: dict[str, Any] = {
         "method": args.method,
@@ -78,7 +87,7 @@ def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path,
     given = {key: value for key, value in given.items() if value is not None}
     if given.get("max_proposals", 1) < 1:
         raise CimError("--max-proposals starts at 1", found=args.max_proposals)
-    return settings.model_copy(update=given), records, output, locked
+    return settings.model_copy(update=given), records, output, locked, unlisted
 
 
 def _wanted(dataset: Dataset, split: str, config: Config) -> list[Record]:
@@ -87,15 +96,16 @@ def _wanted(dataset: Dataset, split: str, config: Config) -> list[Record]:
     return [record for record in dataset if record.tags or not negatives]
 
 
-def _folder(images: Path) -> list[Record]:
-    """Every photo under a folder; the file name relative to it, without its ending, is the id."""
+def _folder(images: Path) -> tuple[list[Record], list[CimError]]:
+    """Every photo under a folder; the file name relative to it, without its ending, is the id. And what of it could
+    not be listed."""
     if not images.is_dir():
         raise CimError("no such folder of photos", path=images, fix="check --images")
-    photos = sorted(path for path in images.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    photos, unlisted = photos_below(images)
     if not photos:
-        raise CimError("no photos here", path=images, expected=", ".join(PHOTO_SUFFIXES))
+        raise unlisted[0] if unlisted else CimError("no photos here", path=images, expected=", ".join(PHOTO_SUFFIXES))
     names = [photo.relative_to(images).with_suffix("").as_posix() for photo in photos]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise CimError("two photos of one name", path=images, found=twice[0], fix="rename one of them")
-    return [Record(name, photo, (0, 0)) for name, photo in zip(names, photos, strict=True)]
+    return [Record(name, photo, (0, 0)) for name, photo in zip(names, photos, strict=True)], unlisted
