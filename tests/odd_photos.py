@@ -27,7 +27,7 @@ REFUSED = {
     "dangling.png": "which does not exist",
     "circular.png": "symbolic links",
     "empty.png": "an empty file",
-    "huge.png": "at most 513 MB",
+    "huge.png": "at most 512 MB",
     "text.png": "no picture of a known format",
     "postscript.png": "no picture of a known format",
     "bomb.png": "decompression bomb",

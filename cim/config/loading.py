@@ -89,7 +89,14 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise CimError("no such base config", path=path, found=f"named by {seen[-1]}") from None
     except IsADirectoryError:
         raise CimError("a folder where a config should be", path=path, found=f"named by {seen[-1]}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CimError("cannot read this config", path=path, found=error.strerror) from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:  # also dates, numbers and keys that are none
         raise CimError("not a yaml file", path=path, found=error) from None
     if not isinstance(values, dict):
         raise CimError("config is not a mapping", path=path, expected="key: value lines", found=type(values).__name__)
@@ -111,7 +118,10 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return values
     beside = path.parent / base
-    below = beside if beside.exists() or not (CONFIG_DIR / base).is_file() else CONFIG_DIR / base
+    try:
+        below = beside if beside.exists() or not (CONFIG_DIR / base).is_file() else CONFIG_DIR / base
+    except (OSError, ValueError) as error:
+        raise CimError("base is not a file name", path=path, found=error) from None
     return _merged(_with_bases(below, (*seen, path)), values)
 
 

@@ -69,7 +69,7 @@ def read_json(path: str | Path, fix: str | None = None) -> Any:
             return json.load(file)
     except FileNotFoundError:
         raise CimError("missing file", path=path, fix=fix) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no json or UTF-8, endless digits, lists in lists in lists
         raise CimError("not a json file", path=path, found=error, fix=fix) from error
     except OSError as error:
         raise CimError("cannot read", path=path, found=error.strerror or error, fix=fix) from error

@@ -20,7 +20,10 @@ _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 _FIX = "replace the file, or take it out of the data set"
 # What photos come as. Pillow knows thirty more; one of them (EPS) runs another program on what the file says.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
-_LARGEST = 2**29 + 2**20  # bytes: as many pixels as Pillow opens (178,956,970), uncompressed, and a header
+_LARGEST = 2**29  # bytes
+_MOST_PIXELS = 120_000_000  # a photo takes 8 bytes each while it is read: 1 GB
+_MOST_DEEP_PIXELS = 50_000_000  # of more than 8 bits: 20 bytes each
+_STRIP = 2**20  # pixels turned into RGB at once
 _ODD_KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -47,9 +50,11 @@ def read_photo(path: str | Path) -> np.ndarray:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 image.load()
-                if _orientation(image) is not None:
-                    image = ImageOps.exif_transpose(image)
-                return np.ascontiguousarray(_as_rgb(image))
+                if _orientation(image) is None:
+                    return _as_rgb(image)
+                upright = ImageOps.exif_transpose(image)
+                image.close()  # one of them in memory is enough
+                return _as_rgb(upright)
         except MemoryError as error:
             raise CimError("photo too large for the memory here", path=path, found=image.size, fix=_FIX) from error
         except Exception as error:  # decoders raise all sorts of things; all mean the same here
@@ -83,9 +88,16 @@ def _opened(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large pictures and odd EXIF blocks are no news to the user
-            return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+            image = Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
     except Exception as error:  # as above
         raise CimError("not a readable photo", path=path, found=_gist(error), fix=_FIX) from error
+    width, height = image.size
+    most = _MOST_DEEP_PIXELS if image.mode in _DEEP_MODES else _MOST_PIXELS
+    if width * height > most:
+        image.close()
+        found = f"{width} x {height}: a decompression bomb?"
+        raise CimError("photo too large", path=path, expected=f"at most {most:,} pixels", found=found, fix=_FIX)
+    return image
 
 
 def _check_file(path: Path) -> None:
@@ -116,13 +128,19 @@ def _gist(error: Exception) -> str:
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3], strip by strip: the whole picture in another mode would take its memory several times."""
     if image.mode in _DEEP_MODES:
         grey = _eight_bits(np.asarray(image))
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.asarray(image.convert("RGB"))
+    width, height = image.size
+    pixels, rows = np.empty((height, width, 3), np.uint8), _STRIP // width + 1
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        if strip.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in strip.info:
+            rgba = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:

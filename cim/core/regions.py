@@ -346,8 +346,12 @@ def _read(path: str | Path, with_atoms: bool) -> tuple[np.ndarray, np.ndarray, n
             areas, scores = file["atom_areas"], file["scores"]
             if members.shape != (count, atoms) or areas.shape != (atoms,) or scores.shape != (count,):
                 raise ValueError("table, areas, scores and shape disagree")
+            if areas.dtype.kind not in "iu" or scores.dtype.kind != "f":
+                raise ValueError("areas or scores that are no numbers")
             labels = file["atoms"] if with_atoms else None
-            if labels is not None and (labels.ndim != 2 or int(labels.max(initial=0)) >= max(atoms, 1)):
+            if labels is not None and (labels.ndim != 2 or labels.dtype.kind != "u"):
+                raise ValueError("no label map")
+            if labels is not None and not np.array_equal(np.bincount(labels.ravel(), minlength=atoms), areas):
                 raise ValueError("label map and table disagree")
             return members, areas, scores, labels
     except FileNotFoundError:

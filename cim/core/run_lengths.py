@@ -11,6 +11,8 @@ from pycocotools import mask as coco_mask
 from cim.core.types import RawRle, Rle
 
 _AREAS_AT_ONCE = 255
+_MOST_PIXELS = 2**31 - 1  # what the C code counts in 32 bits
+_BEYOND = 1  # how far polygons may leave their image, in its longer sides; the C code walks all the way
 
 
 def as_rle(mask: Any, size: tuple[int, int]) -> Rle:
@@ -20,17 +22,39 @@ def as_rle(mask: Any, size: tuple[int, int]) -> Rle:
         ValueError, KeyError, TypeError: not a mask.
     """
     if isinstance(mask, list):
-        if not mask or any(len(polygon) < 6 or len(polygon) % 2 for polygon in mask):
-            raise ValueError("polygon with fewer than three points")
-        rle = coco_mask.merge(coco_mask.frPyObjects(mask, int(size[0]), int(size[1])))
+        height, width = _checked_size(size)
+        rle = coco_mask.merge(coco_mask.frPyObjects(_checked_polygons(mask, height, width), height, width))  # type: ignore[arg-type]  # the stubs say list[int]
         return {"size": list(rle["size"]), "counts": as_text(rle["counts"])}
-    height, width = (int(n) for n in mask["size"])
+    height, width = _checked_size(mask["size"])
     counts = mask["counts"]
     if isinstance(counts, list):
-        if any(run < 0 for run in counts) or sum(counts) != height * width:
-            raise ValueError("runs do not fill the mask")
+        if any(type(run) is not int or run < 0 for run in counts):
+            raise ValueError("runs that are no whole numbers from 0")
+        if sum(counts) != height * width:
+            raise ValueError(f"runs add up to {sum(counts)}, not to {height} x {width}")
         return compressed([{"size": [height, width], "counts": counts}], (height, width))[0]
     return {"size": [height, width], "counts": _as_bytes(counts).decode("ascii")}
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    try:
+        height, width = (int(n) for n in size)
+    except OverflowError as error:  # infinity, which json can hold
+        raise ValueError(error) from None
+    if min(height, width) < 0 or height * width > _MOST_PIXELS:
+        raise ValueError(f"a mask of {height} x {width}")
+    return height, width
+
+
+def _checked_polygons(polygons: list[Any], height: int, width: int) -> list[list[float]]:
+    """What the C code may be given: it trusts its input."""
+    if not polygons or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+        raise ValueError("polygon with fewer than three points")
+    values = [[float(value) for value in polygon] for polygon in polygons]
+    room = _BEYOND * max(height, width)
+    if not all(-room <= value <= room + max(height, width) for polygon in values for value in polygon):  # nan fails
+        raise ValueError("polygon far outside its image")
+    return values
 
 
 def compressed(rles: list[RawRle], size: tuple[int, int]) -> list[Rle]:

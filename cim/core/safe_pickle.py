@@ -7,10 +7,12 @@ are not handed out either: a forged dtype state could make NumPy take bytes for 
 
 from __future__ import annotations
 
+import math
 import pickle
+import struct
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -40,17 +42,35 @@ class _Dtype:
         self.dtype = dtype if order in "|=" else dtype.newbyteorder(order)
 
 
-class _Array(np.ndarray):
-    """An array under construction; :func:`_plain` turns it into an ordinary one."""
+class _Array:
+    """Stands for an array under construction; :func:`_plain` puts the array in its place.
+
+    NumPy's own way to fill one trusts the pickle (a second state for the same array makes it free memory that is in
+    use), so the array is made here, once its bytes are known to fit.
+    """
+
+    __slots__ = ("array",)
+
+    def __init__(self) -> None:
+        self.array = np.empty(0, np.int8)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
-        real = _real(dtype)
-        if (real.kind == "O") != isinstance(data, list):
-            raise pickle.UnpicklingError("array data does not fit its dtype")
+        real, shape = _real(dtype), tuple(int(n) for n in shape)
         if isinstance(data, str):  # Python 2
             data = data.encode("latin1")
-        super().__setstate__((1, tuple(int(n) for n in shape), real, bool(fortran), data))  # type: ignore[arg-type]  # the stubs want np.bool
+        count = math.prod(shape)
+        if min(shape, default=0) < 0:
+            raise pickle.UnpicklingError("an array of a negative size")
+        if real.kind == "O" and isinstance(data, list) and len(data) == count:
+            flat = np.empty(count, object)
+            for index, value in enumerate(data):
+                flat[index] = value
+            self.array = flat.reshape(shape, order="F" if fortran else "C")
+        elif real.kind != "O" and isinstance(data, bytes) and len(data) == count * real.itemsize:
+            self.array = np.ndarray(shape, real, data, order="F" if fortran else "C").copy("K")
+        else:
+            raise pickle.UnpicklingError("array data does not fit its dtype and shape")
 
 
 def _real(dtype: Any) -> np.dtype:
@@ -68,7 +88,7 @@ def _make_dtype(code: str, align: Any = False, copy: Any = True) -> _Dtype:
 def _make_array(subtype: Any, shape: Any, code: Any) -> _Array:
     if subtype is not _NDARRAY:
         raise pickle.UnpicklingError("array subclasses are not admitted")
-    return np.empty(0, np.int8).view(_Array)
+    return _Array()
 
 
 def _make_scalar(dtype: Any, data: bytes | str) -> np.generic:
@@ -92,6 +112,8 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _set(values: Any = ()) -> set[Any]:
+    if any(isinstance(value, _Array | _Dtype) for value in values):
+        raise pickle.UnpicklingError("a set of more than numbers and texts")
     return set(values)
 
 
@@ -123,8 +145,18 @@ for _module in ("builtins", "__builtin__"):  # Python 3 and 2
     _ADMITTED[_module, "bytearray"] = _bytearray
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own one: that in C makes room for as many objects as the file says, 16 GB in five bytes."""
+
     refused: str | None = None
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def _bounded_bytearray(self) -> None:
+        """As load_bytearray8, which makes room before it reads."""
+        (length,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]  # the stubs lack what it does inside
+        self.append(bytearray(self.read(length)))  # type: ignore[attr-defined]
+
+    dispatch[pickle.BYTEARRAY8[0]] = _bounded_bytearray
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -169,7 +201,7 @@ def _plain(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
     if isinstance(value, tuple):
         result = tuple(_plain(part, seen) for part in value)
     else:
-        result = value.view(np.ndarray) if isinstance(value, _Array) else value
+        result = value.array if isinstance(value, _Array) else value
     seen[id(value)] = value, result
     if isinstance(result, dict):
         for key in result:

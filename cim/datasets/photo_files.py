@@ -51,6 +51,12 @@ def _not_listed(folder: Path, error: OSError) -> CimError:
     return CimError("cannot list this folder of photos", path=folder, found=error.strerror, fix=fix)
 
 
+def leads_outside(name: str) -> bool:
+    """Whether a name that a file gives a photo leads out of the folder that it is relative to."""
+    relative = PurePosixPath(name.replace("\\", "/"))
+    return relative.is_absolute() or ".." in relative.parts
+
+
 @dataclass
 class PhotoFinder:
     """Files by the names that people write: exact, without the extension, or with other capitals."""
@@ -65,7 +71,7 @@ class PhotoFinder:
             CimError: none, more than one, or outside the root; a folder in the root that cannot be listed.
         """
         relative = PurePosixPath(name.replace("\\", "/"))
-        if relative.is_absolute() or ".." in relative.parts:
+        if leads_outside(name):
             raise CimError(
                 "photo outside the images folder", path=where, found=name, expected=f"a name below {self.root}"
             )

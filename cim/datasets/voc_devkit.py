@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.io
 from PIL import Image
 from tqdm import tqdm
 
 from cim.core.errors import CimError
 from cim.core.files import write_json
 from cim.core.leftovers import sweep
+from cim.core.safe_mat import load_mat
 from cim.datasets.coco_writer import document, image_entry, instance_entry
 from cim.datasets.voc import CLASSES, annotation_path, image_id
 
@@ -131,7 +131,7 @@ def read_sbd_labels(path: Path) -> Labels:
     if not path.is_file():
         raise CimError("no masks for this photo", path=path, fix=_SBD_FIX)
     try:
-        truth = scipy.io.loadmat(path, variable_names=["GTinst"])["GTinst"][0, 0]
+        truth = load_mat(path, ["GTinst"])["GTinst"][0, 0]
         numbers, categories = np.asarray(truth["Segmentation"]), np.asarray(truth["Categories"]).ravel()
     except Exception as error:  # SciPy raises anything from TypeError to zlib.error for damaged files
         raise CimError("not an SBD instance file", path=path, expected="GTinst", found=error, fix=_SBD_FIX) from None
@@ -156,13 +156,15 @@ def _checked_class(class_id: int, number: int, path: Path) -> int:
 def _read_png(path: Path) -> np.ndarray:
     """Palette indices uint8 [H, W]."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             if image.mode not in ("P", "L"):
                 raise CimError("mask is not a palette picture", path=path, found=f"mode {image.mode}", fix=_DEVKIT_FIX)
             return np.asarray(image)
     except FileNotFoundError:
         raise CimError("missing mask", path=path, fix=_DEVKIT_FIX) from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except CimError:
+        raise
+    except Exception as error:  # decoders raise all sorts of things; all mean the same here
         raise CimError("damaged mask", path=path, found=error, fix=_DEVKIT_FIX) from None
 
 

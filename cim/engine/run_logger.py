@@ -165,7 +165,7 @@ def memory_mb(device: torch.device) -> float:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a log.jsonl; a last line cut short by a kill is left out.
+    """The lines of a log.jsonl up to the first damaged one: the last may be cut short by a kill.
 
     Raises:
         CimError: no such file.
@@ -174,11 +174,14 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise CimError("no training log here", path=path)
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(line, dict):
+            break
+        lines.append(line)
     return lines
 
 

@@ -63,7 +63,11 @@ class Given:
         kept, strangers = matched(lines, self.truth, self.path)
         if classes is None:
             return kept, strangers
-        ids = {str(c["name"]): c["id"] for c in self.truth["categories"]}
+        try:
+            ids = {str(c["name"]): c["id"] for c in self.truth["categories"]}
+        except (KeyError, TypeError) as error:
+            expected = "categories with id and name"
+            raise CimError("not COCO annotations", path=self.truth_path, expected=expected, found=repr(error)) from None
         unknown = {classes.get(line["category_id"], line["category_id"]) for line in kept} - ids.keys()
         if unknown:
             raise CimError("labels of a class that the annotations do not list", path=self.path, found=unknown.pop())
@@ -110,7 +114,7 @@ def objects_of(content: Content, name: str | Path) -> Objects:
         class_ids = [index[a["category_id"]] for a in annotations]
         hard = [any(a.get(key) for key in ("difficult", "ignore", "iscrowd")) for a in annotations]
         boxes = [_box(a, sizes[a["image_id"]]) for a in annotations]
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
         expected = "images, categories, and annotations with bbox or segmentation"
         raise CimError("not COCO annotations with boxes", path=name, expected=expected, found=repr(error)) from None
     return Objects(
@@ -164,7 +168,7 @@ def guesses_of(
             boxes.append(_box(line, None))
             if not np.isfinite(score[-1]):
                 raise ValueError(f"score {score[-1]}")
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             expected = "image_id, category_id, score, and bbox or segmentation"
             raise CimError(f"bad result number {number}", path=name, expected=expected, found=repr(error)) from None
     return Guesses(
@@ -188,7 +192,9 @@ def as_result_list(content: Any, name: str | Path) -> tuple[list[dict[str, Any]]
         names = {image["id"]: image["file_name"] for image in content["images"]}
         classes = {int(c["id"]): str(c["name"]) for c in content["categories"]}
         lines = [{"score": 1.0, **a, "image_id": names[a["image_id"]]} for a in content["annotations"]]
-    except (KeyError, TypeError, AttributeError) as error:
+        if not all(line["category_id"] in classes for line in lines):
+            raise KeyError("category_id")
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         expected = "a list of results, or pseudo labels with images, categories and annotations"
         raise CimError("not a result file", path=name, expected=expected, found=repr(error)) from None
     return lines, classes
@@ -213,6 +219,8 @@ def matched(
     strangers: dict[Any, None] = {}
     for line in results:
         image_id = line.get("image_id")
+        if not isinstance(image_id, int | str | None):
+            raise CimError("a result of a photo that has no proper id", path=name, found=str(image_id)[:80])
         if image_id not in ids:
             image_id = by_name.get(image_id)
         if image_id is None:

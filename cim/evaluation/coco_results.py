@@ -69,7 +69,7 @@ def load_ground_truth(source: str | Path | Mapping[str, Any] | GroundTruth) -> G
         raise CimError(
             "not COCO instance annotations", path=name, expected="images, categories, annotations", found=repr(error)
         ) from None
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise CimError("bad annotation", path=name, found=error) from None
     return GroundTruth(name, sizes, categories, annotations)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cim.core.errors import CimError
 from cim.core.files import read_json, write_json
 
 Level = Literal["fine", "doubtful", "failed"]
@@ -229,9 +230,15 @@ def load_verdicts(path: Path) -> dict[str, Verdict]:
         CimError: damaged file.
     """
     content: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
-    return {stage: _verdict(entry) for stage, entry in content.items()}
+    try:
+        return {stage: _verdict(entry) for stage, entry in content.items()}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        fix = "delete it; the next stage writes it anew"
+        raise CimError("not the verdicts of a run", path=path, found=repr(error), fix=fix) from None
 
 
 def _verdict(entry: dict[str, Any]) -> Verdict:
+    if entry["level"] not in LEVELS:
+        raise ValueError(f"level {entry['level']!r}")
     classes = {name: _verdict(one) for name, one in entry.get("classes", {}).items()}
     return Verdict(entry["level"], entry["reason"], entry.get("advice", ""), classes)

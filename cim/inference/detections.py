@@ -57,7 +57,11 @@ class StoredScores:
         for name in wanted:
             if name not in arrays:
                 raise CimError(f"no {name} in these detections", path=self.store.path(image_id), found=list(arrays))
-        return np.prod([arrays[name] for name in wanted], axis=0) ** np.float32(1 / len(wanted))
+        found = [arrays[name] for name in wanted]
+        if any(array.ndim != 2 or array.dtype.kind != "f" or array.shape != found[0].shape for array in found):
+            fix = "delete it and run again"
+            raise CimError("damaged detections file", path=self.store.path(image_id), expected="[N, C]", fix=fix)
+        return np.prod(found, axis=0) ** np.float32(1 / len(wanted))
 
 
 class PublishedScores:

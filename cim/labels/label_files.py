@@ -42,7 +42,7 @@ def read_labels(path: str | Path, scored: bool = False) -> dict[str, Any]:
     try:
         _check_ids(content)
         _complete(content, scored)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         found = f"no {error}" if isinstance(error, KeyError) else error
         raise CimError("bad annotation file", path=path, found=found) from None
     return content
@@ -112,7 +112,11 @@ def validate_labels(path: str | Path, classes: dict[int, str] | None = None) -> 
     if classes is not None and categories != classes:
         raise CimError("labels have other categories than the data set", path=path, expected=classes, found=categories)
     for line in content["annotations"]:
-        x, y, w, h = line["bbox"]
+        try:
+            x, y, w, h = (float(value) for value in line["bbox"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            found = line.get("bbox")
+            raise CimError(f"annotation {line['id']} without a box", path=path, expected="bbox", found=found) from None
         if x < 0 or y < 0 or w <= 0 or h <= 0 or x + w > line["width"] or y + h > line["height"]:
             raise CimError(f"box of annotation {line['id']} leaves its image", path=path, found=line["bbox"])
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints

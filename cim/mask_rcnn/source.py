@@ -157,6 +157,9 @@ def open_labels(
 def _check_photos(photos: Sequence[LabelledPhoto], path: str | Path, root: Path) -> None:
     if not photos:
         raise CimError("no usable instance in these labels", path=path, expected="masks with pixels that are no crowds")
+    outside = [photo.path for photo in photos if ".." in photo.path.parts[len(root.parts) :]]
+    if outside:
+        raise CimError("photo outside the images folder", path=path, found=outside[0], expected=f"below {root}")
     missing = [photo.path for photo in photos if not photo.path.is_file()]
     if missing:
         raise CimError(

@@ -51,6 +51,11 @@ class PhotoSet:
             photos = {image["id"]: Path(images) / image["file_name"] for image in content["images"]}
         except (KeyError, TypeError) as error:
             raise CimError("an image without a file name", path=annotations, found=repr(error)) from None
+        for photo in photos.values():
+            if not photo.is_relative_to(images) or ".." in photo.relative_to(images).parts:
+                raise CimError(
+                    "photo outside the images folder", path=annotations, found=photo, expected=f"below {images}"
+                )
         return cls(photos, truth, "annotations" in content)
 
     @classmethod
@@ -84,10 +89,14 @@ class PhotoSet:
             CimError: see :func:`cim.evaluation.coco_results.read_results`.
         """
         content = read_json(path, fix="cim score CONFIG")
-        if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-            content = as_results(content)  # pseudo labels
         try:
+            if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+                content = as_results(content)  # pseudo labels
+            if not isinstance(content, list):
+                raise CimError("neither results nor pseudo labels", found=type(content).__name__)
             found = read_results(content, self.truth)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise CimError("not pseudo labels", path=path, found=repr(error)) from None
         except CimError as error:
             raise CimError(
                 error.message, path=path, expected=error.expected, found=error.found, fix=error.fix

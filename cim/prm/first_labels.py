@@ -109,8 +109,13 @@ def load_peaks(store: Store, image_id: int | str) -> Peaks:
     arrays = store.load(image_id)
     try:
         height, width = (int(side) for side in arrays["grid"])
-        return Peaks(arrays["peaks"].astype(np.int64), arrays["values"], (height, width))
-    except (KeyError, ValueError) as error:
+        index, values = arrays["peaks"].astype(np.int64, casting="same_kind"), arrays["values"]
+        if values.ndim != 1 or values.dtype.kind != "f" or index.shape != (len(values), 3):
+            raise ValueError("peaks and values disagree")
+        if (index < 0).any() or (index[:, 1:] >= (height, width)).any():
+            raise ValueError("a peak outside its map")
+        return Peaks(index, values, (height, width))
+    except (KeyError, TypeError, ValueError) as error:
         raise CimError("damaged peaks file", path=store.path(image_id), found=error, fix="delete it") from error
 
 

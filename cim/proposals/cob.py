@@ -10,6 +10,7 @@ import numpy as np
 from cim.core.errors import CimError
 from cim.core.files import atomic
 from cim.core.regions import RegionSet
+from cim.core.safe_mat import load_mat
 from cim.storage.published import image_id_of
 
 KEY = "maskmat"
@@ -77,12 +78,8 @@ def cob_files(folder: str | Path) -> dict[int | str, Path]:
 
 
 def _load(path: Path) -> np.ndarray:
-    from scipy.io import loadmat  # slow to import, needed here only
-
     try:
-        # COB's COCO files carry a few bytes too many; the check for that would refuse them.
-        with open(path, "rb") as file:
-            content = loadmat(file, verify_compressed_data_integrity=False, variable_names=[KEY])
+        content = load_mat(path, [KEY])
     except FileNotFoundError:
         raise CimError("no COB file for this image", path=path) from None
     except NotImplementedError:
@@ -99,7 +96,10 @@ def _load(path: Path) -> np.ndarray:
 def _variables(path: Path) -> str:
     from scipy.io import whosmat
 
-    names = [name for name, _, _ in whosmat(path)]
+    try:
+        names = [name for name, _, _ in whosmat(path)]
+    except Exception as error:  # as above
+        return _one_line(error)
     return f"variables {', '.join(names)}" if names else "an empty file"
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from cim.core.errors import CimError
 from cim.core.regions import RegionSet
+from cim.core.run_lengths import as_rle, valid_rles
 from cim.core.types import Rle
 
 _CHUNK = 1 << 20
@@ -92,37 +93,28 @@ def read_entries(
                 expected=f"{expected[0]} x {expected[1]} (H x W)",
                 found=f"{rle['size'][0]} x {rle['size'][1]}",
             )
-    scores = np.array([float(entry.get("score", 0.0)) for entry in entries], np.float32)
+    try:
+        scores = np.array([float(entry.get("score", 0.0)) for entry in entries], np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CimError(f"a score that is no number, of image {image_id}", path=path, found=error) from None
     return RegionSet.from_masks(_decode(rles, image_id, path), scores)
 
 
 def _decode(rles: list[Rle], image_id: int | str, path: Path) -> np.ndarray:
     from pycocotools import mask as coco_mask
 
-    try:
-        return coco_mask.decode(rles).transpose(2, 0, 1)  # a view; from_masks scans it in memory order
-    except (ValueError, TypeError, KeyError) as error:
-        raise CimError(f"damaged mask of image {image_id}", path=path, found=error) from error
+    good = valid_rles(rles)
+    if not good.all():
+        raise CimError(f"damaged mask of image {image_id}", path=path, found=f"in proposal {int(good.argmin())}")
+    return coco_mask.decode(rles).transpose(2, 0, 1)  # a view; from_masks scans it in memory order
 
 
 def _as_rle(segmentation: Any, size: tuple[int, int] | None, where: str, path: Path) -> Rle:
     """Compressed RLE of a compressed RLE, an uncompressed RLE or a list of polygons."""
-    from pycocotools import mask as coco_mask
-
     try:
-        if isinstance(segmentation, list):
-            if size is None:
-                raise ValueError("polygons need the photo's size")
-            if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
-                raise ValueError("a polygon needs three points or more, as x, y, x, y, ...")
-            return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-        height, width = (int(n) for n in segmentation["size"])
-        counts = segmentation["counts"]
-        if isinstance(counts, list):
-            if sum(counts) != height * width or min(counts, default=0) < 0:
-                raise ValueError(f"runs add up to {sum(counts)}, not to {height} x {width}")
-            return coco_mask.frPyObjects(segmentation, height, width)
-        return {"size": [height, width], "counts": counts.encode("ascii")}
+        if isinstance(segmentation, list) and size is None:
+            raise ValueError("polygons need the photo's size")
+        return as_rle(segmentation, size or (0, 0))
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise CimError(f"bad mask: {where}", path=path, found=" ".join(str(error).split())) from error
 
@@ -154,6 +146,8 @@ def _entries(path: Path) -> Iterator[tuple[Any, int, int]]:
                     value, end = decoder.raw_decode(text, at)
                 except json.JSONDecodeError:
                     value, end = None, len(text)
+                except (ValueError, RecursionError) as error:  # endless digits, lists in lists in lists
+                    raise CimError("damaged json", path=path, found=error) from error
                 if end < len(text):
                     part = text[at:end]
                     yield value if part.isascii() else json.loads(part.encode("latin1")), start + at, end - at

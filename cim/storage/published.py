@@ -252,10 +252,17 @@ class StoredClusters(_InStore):
         arrays = self.store.load(image_id)
         if "klass" in arrays:  # as version 0.1 named it
             arrays["class_ids"] = arrays.pop("klass")
-        if not {"class_ids", "cluster"} <= arrays.keys():
-            raise CimError("damaged clusters file", path=self.store.path(image_id), found=sorted(arrays))
-        evidence = arrays["evidence"].astype(np.float32) if "evidence" in arrays else None
-        return Clusters(arrays["class_ids"].astype(np.int64), arrays["cluster"].astype(np.int64), evidence)
+        try:
+            class_ids, cluster = (
+                arrays[name].astype(np.int64, casting="same_kind") for name in ("class_ids", "cluster")
+            )
+            evidence = arrays["evidence"].astype(np.float32, casting="same_kind") if "evidence" in arrays else None
+            if class_ids.ndim != 1 or cluster.ndim != 1 or (evidence is not None and evidence.ndim != 2):
+                raise ValueError("arrays of another shape")
+            return Clusters(class_ids, cluster, evidence)
+        except (KeyError, TypeError, ValueError) as error:
+            path = self.store.path(image_id)
+            raise CimError("damaged clusters file", path=path, found=error, fix="delete it and run again") from error
 
 
 @dataclass(frozen=True)

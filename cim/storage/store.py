@@ -94,7 +94,10 @@ class Store:
             CimError: damaged manifest.
         """
         path = Path(root) / MANIFEST
-        return read_json(path).get("kind") if path.is_file() else None
+        manifest = read_json(path) if path.is_file() else {}
+        if not isinstance(manifest, dict):
+            raise CimError("damaged manifest", path=path, found=type(manifest).__name__)
+        return manifest.get("kind")
 
     @classmethod
     def open(cls, root: str | Path, kind: str, fix: str | None = None) -> Store:
@@ -110,7 +113,10 @@ class Store:
         found = manifest.get("kind") if isinstance(manifest, dict) else None
         if found != kind:
             raise CimError("folder holds another kind of artefact", path=root, expected=kind, found=found, fix=fix)
-        return cls(root, kind, manifest.get("provenance", {}))
+        provenance = manifest.get("provenance", {})
+        if not isinstance(provenance, dict):
+            raise CimError("damaged manifest", path=root / MANIFEST, found=type(provenance).__name__, fix=fix)
+        return cls(root, kind, provenance)
 
     def path(self, image_id: int | str) -> Path:
         """File of one image; ids with characters that file systems dislike are escaped."""
@@ -144,7 +150,10 @@ class Store:
         path = self.path(image_id)
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
+                arrays = {key: file[key] for key in file.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("something beside arrays")
+            return arrays
         except FileNotFoundError:
             raise CimError(f"no {self.kind} for image {image_id}", path=path) from None
         except Exception as error:  # zip, zlib, value, end of file: all mean a damaged file

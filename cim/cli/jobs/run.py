@@ -9,6 +9,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cim.cli.flow import Stage, done_otherwise, preparation, pseudo_labels, run_stages, stage
 from cim.cli.jobs.changes import ask

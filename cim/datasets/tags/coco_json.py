@@ -56,7 +56,7 @@ def parse_tag_file(path: Path, fix: str | None = None) -> TagFile:
         content = read_lists(path, ("images", "annotations", "categories"), _slim)
         if not content.keys() & _MASK_KEYS:
             return _tag_file(content, path)
-    except (Unusual, OSError, CimError):
+    except (Unusual, OSError, CimError, ValueError, RecursionError):
         pass  # the whole says best what is wrong
     return _tag_file(_load(path, fix), path)
 
@@ -67,12 +67,15 @@ def open_tag_file(name: str, path: Path, photos: Path, fix: str) -> Dataset:
     The photos are not touched; ``cim check`` does that.
 
     Raises:
-        CimError: see :func:`read_tag_file`; also an image without its size.
+        CimError: see :func:`read_tag_file`; also an image without its size, or one outside the folder.
     """
     file = read_tag_file(path, fix)
     image = file.images.without_size()
     if image is not None:
         raise CimError("image without height and width", path=path, found=image.file_name, fix=fix)
+    image = file.images.leading_outside()
+    if image is not None:
+        raise CimError("photo outside the images folder", path=path, found=image.file_name, expected=f"below {photos}")
     records = TableRecords.of(file.images, photos)
     return Dataset(name, file.classes, file.category_ids, records, path if file.annotated else None)
 
@@ -85,7 +88,7 @@ def _load(path: Path, fix: str | None) -> Any:
         raise CimError("missing annotation file", path=path, fix=fix) from None
     except IsADirectoryError:
         raise CimError("a folder where a json file should be", path=path) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no json or UTF-8, endless digits, lists in lists in lists
         raise CimError("not a json file (truncated?)", path=path, found=error, fix=fix) from None
 
 
@@ -158,9 +161,9 @@ def _tags(content: dict[str, Any], path: Path, index: dict[Any, int]) -> dict[An
     for pair in content.get("annotations", ()):
         if not isinstance(pair, _Pair):
             raise CimError("annotation without image_id and category_id", path=path, found=str(pair)[:80])
-        if pair.image_id not in tags:
+        if not isinstance(pair.image_id, int | str) or pair.image_id not in tags:
             raise CimError("annotation of an unknown image", path=path, found=f"image_id {pair.image_id}")
-        if pair.category_id not in index:
+        if not isinstance(pair.category_id, int) or pair.category_id not in index:
             raise CimError("annotation of an unknown category", path=path, found=f"category_id {pair.category_id}")
         if not pair.difficult:
             tags[pair.image_id].add(index[pair.category_id])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from cim.datasets.base import Record
+from cim.datasets.photo_files import leads_outside
 
 
 class TaggedImage(NamedTuple):
@@ -104,6 +105,13 @@ class TagTable:
 
     def __iter__(self) -> Iterator[TaggedImage]:
         return map(self.__getitem__, range(len(self)))
+
+    def leading_outside(self) -> TaggedImage | None:
+        """The first image whose file name leads out of its folder; a look at the bytes clears most files."""
+        data, starts = self.names.data, self.names.ends[:-1]
+        if b".." in data.tobytes() or np.isin(data[starts[starts < len(data)]], (ord("/"), ord("\\"))).any():
+            return next((image for image in self if leads_outside(image.file_name)), None)
+        return None
 
     def without_size(self) -> TaggedImage | None:
         """The first image whose size the json does not give."""
@@ -207,5 +215,7 @@ def _small(values: np.ndarray) -> np.ndarray:
 
 def _check_ends(ends: np.ndarray, values: np.ndarray) -> None:
     """Do the ends part these values?"""
+    if ends.dtype.kind not in "iu" or ends.ndim != 1 or values.ndim != 1:
+        raise ValueError("ends or values that are no lists of numbers")
     if not (len(ends) and ends[0] == 0 and ends[-1] == len(values) and (ends[1:] >= ends[:-1]).all()):
         raise ValueError("ends that do not fit their values")
