@@ -76,7 +76,7 @@ def lay_out(folder: Path) -> None:
         (folder / name).write_bytes(photo)
     (folder / "SegmentationClass").mkdir()
     (folder / "SegmentationClass" / "a.png").write_bytes(
-        _saved(Image.fromarray(_masks()[0] * np.uint8(3)), "a.png", {})
+        _saved(Image.fromarray(np.full(SIZE, 3, np.uint8)), "a.png", {})
     )
 
 
@@ -124,7 +124,7 @@ def _photos() -> list[Reader]:
         "float.tif": (Image.fromarray(_pixels()[:, :, 0].astype(np.float32)), {}),
     }
     return [
-        Reader(name, _saved(image, name, options), _photo, "png" if name.endswith(".png") else "bytes")
+        Reader(f"photos/{name}", _saved(image, name, options), _photo, "png" if name.endswith(".png") else "bytes")
         for name, (image, options) in files.items()
     ]
 
