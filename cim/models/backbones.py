@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from cim.core.errors import CimError
 from cim.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from cim.models.downloads import check_hub, hub_repository, refuse_offline, torchvision_weights
 from cim.models.weights import load_trunk, read_weights, reason
 
 RANDOM = "none"  # instead of a weights file: leave the trunk as initialised
@@ -182,7 +183,7 @@ def _vgg16() -> Trunk:
         return nn.Sequential(OrderedDict(features=nn.Sequential(*layers)))
 
     frozen = tuple(f"features.{i}" for i in range(10))  # conv1 and conv2
-    return Trunk(make, 8, 512, frozen, torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict)
+    return Trunk(make, 8, 512, frozen, partial(torchvision_weights, torchvision.models.VGG16_Weights.IMAGENET1K_V1))
 
 
 def _resnet50(last: int) -> Trunk:
@@ -192,7 +193,7 @@ def _resnet50(last: int) -> Trunk:
         whole = torchvision.models.resnet50(weights=None)
         return nn.Sequential(OrderedDict((part, getattr(whole, part)) for part in parts))
 
-    get = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.get_state_dict
+    get = partial(torchvision_weights, torchvision.models.ResNet50_Weights.IMAGENET1K_V1)
     return Trunk(make, 2 ** (last + 1), 256 * 2 ** (last - 1), ("conv1", "bn1", "layer1"), get)
 
 
@@ -202,7 +203,13 @@ def _mobilenet_v2(last: int, stride: int, channels: int) -> Trunk:
         return nn.Sequential(OrderedDict(features=layers))
 
     frozen = tuple(f"features.{i}" for i in range(4))  # to stride 4, like the stem and layer1 of a ResNet
-    return Trunk(make, stride, channels, frozen, torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict)
+    return Trunk(
+        make,
+        stride,
+        channels,
+        frozen,
+        partial(torchvision_weights, torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1),
+    )
 
 
 def _mobilenet_v2_d16() -> Trunk:
@@ -219,7 +226,7 @@ def _mobilenet_v2_d16() -> Trunk:
             block.conv[1][0].dilation = block.conv[1][0].padding = (2, 2)
         return _Beside(layers, tuple(depths))
 
-    get = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict
+    get = partial(torchvision_weights, torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1)
     parts = tuple(depths.values())
     return Trunk(make, 16, sum(parts), ("",), get, parts=parts)
 
@@ -308,12 +315,19 @@ def _timm_model(name: str) -> Any:
 def _timm_download(name: str) -> dict[str, Tensor]:
     import timm
 
-    return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    refuse_offline(f"weights of {name}", "give a file: --set model.weights=FILE")
+    model = timm.create_model(name, pretrained=True, num_classes=0)
+    repository = hub_repository(model)
+    if repository:
+        check_hub(repository)
+    return model.state_dict()
 
 
 def _downloaded(name: str, trunk: Trunk) -> dict[str, Tensor]:
     try:
         return trunk.download()
+    except CimError:
+        raise
     except Exception as error:  # urllib, requests, httpx, hub and checksum errors have no common base
         raise CimError(
             f"cannot download the ImageNet weights of {name}",

@@ -16,6 +16,7 @@ from PIL import Image
 
 from cim.core.errors import CimError
 from cim.core.regions import RegionSet
+from cim.models.downloads import check_hub, refuse_offline
 from cim.proposals.frame import enlarge, shrink
 
 INSTALL = "pip install 'cim[sam]'"
@@ -89,8 +90,16 @@ def _load(checkpoint: str, device: str) -> Callable[..., dict[str, Any]]:
         from transformers import pipeline
     except ImportError:
         raise CimError("SAM proposals need the package transformers", fix=INSTALL) from None
+    local = Path(checkpoint).is_dir()
+    if not local:
+        refuse_offline(f"the SAM checkpoint {checkpoint}", "give a folder that save_pretrained wrote")
     try:
-        return pipeline("mask-generation", model=checkpoint, device=device)
+        found = pipeline("mask-generation", model=checkpoint, device=device)
+        if not local:
+            check_hub(checkpoint)
+        return found
+    except CimError:
+        raise
     except Exception as error:  # hub, network, json, key and value errors: all mean that it cannot be had
         reason = " ".join(str(error).split())[:160]
         raise CimError(
