@@ -62,8 +62,10 @@ def test_the_fuzzer_would_notice():
 
 
 def test_the_same_seed_makes_the_same_files():
-    files = [[fuzz.mutated(r, fuzz.random.Random(f"3 {r.name}")) for r in fuzz_readers.readers()] for _ in range(2)]
-    assert files[0] == files[1] != [reader.seed for reader in READERS.values()]
+    """But for torch's old format, which has addresses of memory in it."""
+    kinds = [[r for r in fuzz_readers.readers() if r.name != "old.pth"] for _ in range(2)]
+    files = [[fuzz.mutated(r, fuzz.random.Random(f"3 {r.name}")) for r in readers] for readers in kinds]
+    assert files[0] == files[1] != [reader.seed for reader in kinds[0]]
 
 
 # ---------------------------------------------------------------------- what the fuzzer found; each ended the process
