@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cim.core.errors import CimError
-from cim.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from cim.models.downloads import check_hub, hub_repository, refuse_offline, torchvision_weights
+from cim.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from cim.models.weights import load_trunk, read_weights, reason
 
 RANDOM = "none"  # instead of a weights file: leave the trunk as initialised
