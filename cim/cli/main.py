@@ -46,7 +46,7 @@ GROUPS = (
             "draw": "write the demo's data set",
             "voc": "annotation files from a VOCdevkit and SBD",
             "proposals": "candidate masks for photos",
-            "import": "candidate masks that exist already (COB, run lengths, published pickles)",
+            "import": "candidate masks that exist already, and labels of other programs",
             "recall": "how good candidate masks are",
             "grids": "the published 7x7 files",
             "overlaps": "the published IoU and containment files",
@@ -83,7 +83,7 @@ GROUPS = (
         {
             "predict": "masks on any photos with a trained network",
             "export-model": "a trained Mask R-CNN as an ONNX file",
-            "export": "pseudo labels of the training photos",
+            "export": "pseudo labels of the training photos, and labels for other programs",
             "threshold": "choose among pseudo labels",
         },
     ),

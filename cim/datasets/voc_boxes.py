@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cim.core.errors import CimError
 from cim.core.files import write_json
-from cim.core.xml_file import read_xml
+from cim.core.xml_file import number_in, read_xml, text_in
 from cim.datasets.coco_writer import document, image_entry, instance_entry
 from cim.datasets.voc import CLASSES, annotation_path, image_id
 from cim.datasets.voc_devkit import read_names, read_voc_labels
@@ -20,8 +20,8 @@ from cim.datasets.voc_devkit import read_names, read_voc_labels
 log = logging.getLogger(__name__)
 
 SPLITS = ("trainval", "test")
-_FIX = "unpack VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar, and pass their VOCdevkit/VOC2007"
 _LARGEST = 2**20  # bytes of an annotation; VOC's have some thousand
+_FIX = "unpack VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar, and pass their VOCdevkit/VOC2007"
 
 
 def devkit_year(devkit: str | Path) -> int | None:
@@ -35,7 +35,7 @@ def devkit_year(devkit: str | Path) -> int | None:
     if named:
         return int(named[1])
     first = min((devkit / "Annotations").glob("*.xml"), default=None)
-    told = None if first is None else re.fullmatch(r"VOC(\d{4})", _text(_root(first), "folder", first).strip())
+    told = None if first is None else re.fullmatch(r"VOC(\d{4})", text_in(_root(first), "folder", first, _FIX))
     return int(told[1]) if told else None
 
 
@@ -111,18 +111,19 @@ def read_annotation(path: Path) -> tuple[tuple[int, int], list[dict[str, Any]]]:
         CimError: missing or damaged file, unknown class, a box outside the photo.
     """
     root = _root(path)
-    height, width = (_number(root, f"size/{side}", path) for side in ("height", "width"))
+    height, width = (number_in(root, f"size/{side}", path, _FIX) for side in ("height", "width"))
     found = []
     for entry in root.findall("object"):
-        name = _text(entry, "name", path).strip()
+        name = text_in(entry, "name", path, _FIX)
         if name not in CLASSES:
             raise CimError("unknown class", path=path, expected="one of VOC's 20", found=name)
-        x1, y1, x2, y2 = (_number(entry, f"bndbox/{side}", path) for side in ("xmin", "ymin", "xmax", "ymax"))
+        sides = (f"bndbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax"))
+        x1, y1, x2, y2 = (number_in(entry, side, path, _FIX) for side in sides)
         if not (1 <= x1 <= x2 <= width and 1 <= y1 <= y2 <= height):
             told = f"{x1} {y1} {x2} {y2} in {width} x {height}"
             raise CimError("box outside the photo", path=path, expected="corners from 1 to its size", found=told)
         box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
-        difficult = _number(entry, "difficult", path) if entry.find("difficult") is not None else 0
+        difficult = number_in(entry, "difficult", path, _FIX) if entry.find("difficult") is not None else 0
         one = {"category_id": CLASSES.index(name) + 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
         found.append({**one, "difficult": int(difficult > 0)})
     return (height, width), found
@@ -130,19 +131,3 @@ def read_annotation(path: Path) -> tuple[tuple[int, int], list[dict[str, Any]]]:
 
 def _root(path: Path) -> Element:
     return read_xml(path, _LARGEST, _FIX)
-
-
-def _text(root: Element, name: str, path: Path) -> str:
-    found = root.find(name)
-    if found is None or found.text is None:
-        raise CimError(f"annotation without {name}", path=path, fix=_FIX)
-    return found.text
-
-
-def _number(root: Element, name: str, path: Path) -> int:
-    """A whole number; later kits have some with decimals, which are rounded."""
-    text = _text(root, name, path)
-    try:
-        return round(float(text))
-    except (ValueError, OverflowError):
-        raise CimError(f"bad {name}", path=path, expected="a number", found=text[:40]) from None

@@ -21,13 +21,14 @@ from cim.evaluation.coco_results import GroundTruth, as_results, image_sizes
 _CHUNK = 1000
 
 
-def read_labels(path: str | Path, scored: bool = False) -> dict[str, Any]:
+def read_labels(path: str | Path, scored: bool = False, boxes: bool = False) -> dict[str, Any]:
     """COCO instance annotations: of :mod:`cim.labels.export` or of any other program, polygons or RLE of both kinds.
 
     Missing ``area``, ``score`` (1.0) and ``iscrowd`` are filled in.
 
     Args:
         scored: insist on scores.
+        boxes: take annotations without a mask as they are.
 
     Raises:
         CimError: missing or damaged file, no annotations at all, ids that occur twice or point nowhere, masks that
@@ -41,11 +42,18 @@ def read_labels(path: str | Path, scored: bool = False) -> dict[str, Any]:
         raise CimError("no annotations", path=path, expected="at least one instance", fix="lower the threshold")
     try:
         _check_ids(content)
-        _complete(content, scored)
+        _complete(content, scored, boxes)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         found = f"no {error}" if isinstance(error, KeyError) else error
         raise CimError("bad annotation file", path=path, found=found) from None
     return content
+
+
+def labels_root(content: dict[str, Any], path: str | Path) -> Path:
+    """Folder of a label file's photos: ``info.image_root``, relative to the file; else the file's own."""
+    info = content.get("info")
+    told = info.get("image_root") if isinstance(info, dict) else None
+    return Path(path).parent / (told if isinstance(told, str) else "")
 
 
 def _check_ids(content: dict[str, Any]) -> None:
@@ -61,7 +69,7 @@ def _check_ids(content: dict[str, Any]) -> None:
             raise ValueError(f"annotation {line['id']} of unknown category {line['category_id']}")
 
 
-def _complete(content: dict[str, Any], scored: bool) -> None:
+def _complete(content: dict[str, Any], scored: bool, boxes: bool) -> None:
     """Compressed masks, checked; and the keys that others leave out."""
     sizes = image_sizes(content["images"])
     if not all(isinstance(image["file_name"], str) for image in content["images"]):
@@ -71,6 +79,16 @@ def _complete(content: dict[str, Any], scored: bool) -> None:
         raise ValueError("no scores: a threshold has nothing to go by")
     for line in lines:
         size = sizes[line["image_id"]]
+        line.setdefault("score", 1.0)
+        if not isinstance(line["score"], int | float):
+            raise ValueError(f"annotation {line['id']}: score {line['score']!r}")
+        line["iscrowd"] = int(line.get("iscrowd", 0))
+        line["height"], line["width"] = size
+        if boxes and not line.get("segmentation"):
+            line.pop("segmentation", None)
+            continue
+        if "segmentation" not in line:
+            raise ValueError(f"annotation {line['id']} has no segmentation: a box or a tag is no mask")
         try:
             line["segmentation"] = as_rle(line["segmentation"], size)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -79,11 +97,7 @@ def _complete(content: dict[str, Any], scored: bool) -> None:
             raise ValueError(
                 f"annotation {line['id']}: mask of {line['segmentation']['size']} in an image of {list(size)}"
             )
-        line.setdefault("score", 1.0)
-        if not isinstance(line["score"], int | float):
-            raise ValueError(f"annotation {line['id']}: score {line['score']!r}")
-        line["iscrowd"] = int(line.get("iscrowd", 0))
-        line["height"], line["width"] = size
+    lines = [line for line in lines if "segmentation" in line]
     for begin in range(0, len(lines), _CHUNK):
         chunk = lines[begin : begin + _CHUNK]
         good = valid_rles([line["segmentation"] for line in chunk])

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from cim.core.errors import CimError
 from cim.core.photo import read_photo
 from cim.core.types import Rle
-from cim.labels.label_files import read_labels
+from cim.labels.label_files import labels_root, read_labels
 from cim.mask_rcnn.pixels import as_tensor, mask_boxes, resized, target_size
 from cim.models.mask_rcnn import UNKNOWN
 
@@ -121,13 +121,13 @@ def open_labels(
     the weight.
 
     Args:
-        images: folder of the photos; None: what the file says (``info.image_root``), else the file's own folder.
+        images: folder of the photos; None: what the file says (``info.image_root``, relative to itself), else its own.
 
     Raises:
         CimError: damaged file, no usable instance, photos that are not there (how many, and the first).
     """
     content = read_labels(path)
-    root = Path(images) if images else Path(content.get("info", {}).get("image_root") or Path(path).parent)
+    root = Path(images) if images else labels_root(content, path)
     classes = sorted(content["categories"], key=lambda c: c["id"])
     number = {c["id"]: k for k, c in enumerate(classes, 1)}
     members: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from cim.cli.common import add_config_args, add_stage_args, describe, positive
+from cim.cli.options.share import FORMATS
 
 DATASETS = ("coco", "voc")  # in the published tree
+PROPOSALS = ("mat", "rle", "pickle")  # that already exist
 PURPOSES = ("training", "evaluation", "export")
 COUNTS = (10, 30, 100, 300, 1000)  # of proposals, at which their recall is measured
 
@@ -76,17 +78,21 @@ def proposals(target: argparse.ArgumentParser) -> None:
 def import_(target: argparse.ArgumentParser) -> None:
     describe(
         target,
-        "Proposals that already exist - COB .mat files, a COCO-RLE json, a published cob/*.pkl - into a store of ours.",
-        "cim import --from mat --dataset voc --data-root data --split trainaug",
+        "Proposals that already exist - COB .mat files, a COCO-RLE json, a published cob/*.pkl - into a store of ours. "
+        "Labels of other programs into a COCO json: masks, boxes or tags, as far as they go (docs/EXPORT.md).",
+        "cim import --from mat --dataset voc --data-root data --split trainaug\n"
+        "  cim import --from labelme --input corrected --output corrected.json\n"
+        "  cim import --from cvat --input annotations.xml --images photos --output corrected.json",
     )
-    target.add_argument("--from", dest="source_kind", choices=("mat", "rle", "pickle"), required=True)
+    target.add_argument("--from", dest="source_kind", choices=(*PROPOSALS, *FORMATS), required=True)
     target.add_argument(
-        "--input", type=Path, help="folder of .mat files, json, or pickle (mat: default of the data set)"
+        "--input", type=Path, help="folder of .mat files, json, or pickle (mat: default of the data set); of labels"
     )
+    target.add_argument("--images", type=Path, help="labels: folder of their photos (default: where they say)")
     target.add_argument("--dataset", choices=DATASETS, help="data set in the published tree")
     target.add_argument("--data-root", type=Path, default=Path("data"), help="folder of VOC2012 and coco2017")
     target.add_argument("--config", help="instead of --dataset: a config, for folders of photos")
-    target.add_argument("--split", help="split of the data set (default: the training split)")
+    target.add_argument("--split", help="split of the data set (default: the training split; labels: all)")
     target.add_argument("--maker", help="who made the proposals (default for mat and pickle: COB)")
     target.add_argument(
         "--trained-on-masks",
@@ -94,7 +100,9 @@ def import_(target: argparse.ArgumentParser) -> None:
         help="was their maker trained on masks (COB: true; else: unknown)",
     )
     target.add_argument("--allow-empty", action="store_true", help="keep masks without a pixel")
-    target.add_argument("--output", type=Path, help="store to write (default: where the config expects it)")
+    target.add_argument(
+        "--output", type=Path, help="store to write (default: where the config expects it); json of labels"
+    )
     add_stage_args(target)
 
 

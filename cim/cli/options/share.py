@@ -10,7 +10,9 @@ from cim.cli.common import add_config_args, add_workers, describe, positive
 RLE = ("compressed", "uncompressed")
 KINDS = ("absolute", "quantile")  # the next three as in export's settings
 EMPTY_IMAGES = ("keep", "drop")
+PHOTOS = ("link", "copy")
 SCORES = ("keep", "weight", "drop")
+FORMATS = ("coco", "mmdet", "yolo", "voc", "labelme", "cvat", "label-studio")  # cim/labels/formats/table.py
 
 
 def predict(target: argparse.ArgumentParser) -> None:
@@ -47,12 +49,15 @@ def export_model(target: argparse.ArgumentParser) -> None:
 def export(target: argparse.ArgumentParser) -> None:
     describe(
         target,
-        "Pseudo labels for Mask R-CNN: detections on the training photos, of the classes each is said to show.",
+        "Pseudo labels for Mask R-CNN: detections on the training photos, of the classes each is said to show. With "
+        "--format: labels that are there, for the programs that others train and correct with.",
         "cim score resnet50_voc --split trainaug   # scores first\n"
         "  cim export resnet50_voc\n"
-        "  cim export resnet50_voc --from-mask-rcnn   # one more round",
+        "  cim export resnet50_voc --from-mask-rcnn   # one more round\n"
+        "  cim export runs/animals/config.yaml --format mmdet yolo --val 0.2\n"
+        "  cim export --labels predictions/predictions.json --images holiday --format labelme --output holiday_labels",
     )
-    add_config_args(target)
+    add_config_args(target, optional=True)
     target.add_argument("--checkpoint", help="whose scores: a checkpoint or a run folder (default: that of the config)")
     target.add_argument("--scores", type=Path, help="a folder of scores, e.g. RUN/detections/SPLIT, instead")
     target.add_argument(
@@ -66,6 +71,21 @@ def export(target: argparse.ArgumentParser) -> None:
     target.add_argument("--output", type=Path, help="default: <work_dir>/pseudo_labels/msrcnn_pseudo_label.json")
     target.add_argument("--rle", choices=RLE, default="compressed", help="form of the masks")
     add_workers(target)
+    others = target.add_argument_group("for other programs (docs/EXPORT.md)")
+    others.add_argument(
+        "--format", nargs="+", action="extend", choices=FORMATS, help="each in its folder below --output"
+    )
+    others.add_argument("--labels", type=Path, help="COCO json (default: the thresholded pseudo labels of the config)")
+    others.add_argument("--images", type=Path, help="folder of their photos (default: what the labels say)")
+    others.add_argument("--photos", choices=PHOTOS, default="link", help="default: %(default)s")
+    others.add_argument("--val", type=float, metavar="SHARE", help="share of the photos to validate on")
+    others.add_argument("--val-labels", type=Path, help="COCO json of other photos to validate on")
+    others.add_argument("--val-images", type=Path, help="folder of their photos (default: what the labels say)")
+    others.add_argument("--seed", type=int, default=0, help="of the choice of --val (default: %(default)s)")
+    others.add_argument(
+        "--empty-images", choices=EMPTY_IMAGES, help="photos without instances (default: kept where people correct)"
+    )
+    others.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
 def threshold(target: argparse.ArgumentParser) -> None:

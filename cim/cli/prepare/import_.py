@@ -1,4 +1,4 @@
-"""Proposals that already exist - COB .mat files, a COCO-RLE json, a published cob/*.pkl - into a store of ours."""
+"""What already exists elsewhere: proposals into a store of ours, labels of other programs into a COCO json."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, DataConfig
 from cim.core.errors import CimError
 from cim.core.locks import hold
+from cim.labels.formats.table import FORMATS, write_labels_of
 from cim.proposals.published_tree import (
     COB_MAT,
     Tree,
@@ -28,6 +29,8 @@ MASKS = {"true": True, "false": False, "unknown": None}
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.source_kind in FORMATS:
+        return _labels(args)
     tree, config = _data(args)
     split = args.split or config.data.train_split
     source = args.input or (tree.mat_dir(split) if tree and args.source_kind == "mat" else None)
@@ -56,6 +59,20 @@ def _import(args: argparse.Namespace, config: Config, split: str, source: Path, 
     code = report.exit_code()
     print(output)
     return code
+
+
+def _labels(args: argparse.Namespace) -> int:
+    if args.input is None or args.output is None:
+        raise CimError("which labels, and where to", fix="pass --input and --output")
+    if not args.input.exists():
+        raise CimError("nothing to import", path=args.input, fix="pass another --input")
+    if args.output.exists() and not args.overwrite:
+        raise CimError("the output is there already", path=args.output, fix="choose another --output, or --overwrite")
+    labels = FORMATS[args.source_kind].read(args.input, args.images)
+    counts = write_labels_of(labels, args.output, args.split)
+    told = ", ".join(f"{counts[kind]} {kind}" for kind in ("masks", "boxes", "tags") if counts[kind])
+    print(f"{told} of {len(labels.classes)} classes on {counts['photos']} photos: {args.output}")
+    return 0
 
 
 def _data(args: argparse.Namespace) -> tuple[Tree | None, Config]:

@@ -1,4 +1,5 @@
-"""Pseudo labels for Mask R-CNN: detections on the training photos, of the classes each is said to show."""
+"""Pseudo labels for Mask R-CNN: detections on the training photos, of the classes each is said to show; and labels for
+other programs."""
 
 from __future__ import annotations
 
@@ -14,12 +15,16 @@ from cim.config.build import build_dataset
 from cim.config.loading import load_config
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
+from cim.core.errors import CimError
 from cim.core.files import fingerprint
 from cim.core.locks import hold
 from cim.datasets.base import Dataset
 from cim.inference.detections import Selection, StoredScores, select_dataset
 from cim.inference.scores import evaluation_dir, find_checkpoint
-from cim.labels.export import image_root, label_path, of_the_tags, write_labels
+from cim.labels.export import chosen_path, image_root, label_path, of_the_tags, write_labels
+from cim.labels.formats.coco import read_coco
+from cim.labels.formats.marks import VAL, together
+from cim.labels.formats.table import in_split, with_validation, write_formats
 from cim.labels.label_files import validate_labels
 from cim.mask_rcnn.detect import detect_dataset, open_detector
 from cim.storage.published import having_proposals, open_regions
@@ -29,6 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.format:
+        _formats(args)
+        return
+    if not args.config:
+        raise CimError("no config", expected="cim export CONFIG", fix="name one, or --labels FILE with --format")
     config = load_config(args.config, args.set)
 
     split = args.split or config.data.train_split
@@ -52,6 +62,29 @@ def _export(args: argparse.Namespace, config: Config, dataset: Dataset, split: s
     else:
         logger.warning("nothing was found on any photo; are there tags, and is the network trained?")
     print(f"{count} instances on {len(dataset)} photos: {path}")
+
+
+def _formats(args: argparse.Namespace) -> None:
+    path, output = args.labels, args.output
+    if path is None or output is None:
+        if not args.config:
+            raise CimError("which labels, and where to", fix="name a config, or --labels FILE and --output FOLDER")
+        config = load_config(args.config, args.set)
+        path = path or chosen_path(label_path(config, args.split or config.data.train_split), config.export)
+        output = output or Path(config.work_dir) / "exports"
+        if not path.is_file():
+            raise CimError("no labels yet", path=path, fix="cim threshold CONFIG, or --labels FILE")
+    labels = read_coco(path, args.images, outside=args.labels is None)
+    if args.val is not None:
+        labels = with_validation(labels, args.val, args.seed)
+    if args.val_labels is not None:
+        labels = together([labels, in_split(read_coco(args.val_labels, args.val_images), VAL)])
+    empty = None if args.empty_images is None else args.empty_images == "keep"
+    names = dict.fromkeys(args.format)
+    for name, done in write_formats(
+        labels, list(names), output, photos=args.photos, empty=empty, overwrite=args.overwrite
+    ):
+        print(f"{output / name}: {done}")
 
 
 def _cim(
