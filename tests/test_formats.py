@@ -221,8 +221,24 @@ def test_photos_are_linked_or_copied(two, tmp_path):
     list(write_formats(two, ["coco"], tmp_path / "linked"))
     list(write_formats(two, ["coco"], tmp_path / "copied", photos="copy"))
     linked, copied = (tmp_path / kind / "coco" / "images" / "train" / "a.png" for kind in ("linked", "copied"))
-    assert linked.is_symlink() and not copied.is_symlink()
+    source = tmp_path / "photos" / "a.png"
+    assert linked.samefile(source) and not copied.samefile(source)
     assert linked.read_bytes() == copied.read_bytes()
+
+
+def test_links_across_disks(two, tmp_path, monkeypatch):
+    """Where a file cannot have two names, a symbolic link leads to it."""
+
+    def refuse(*_):
+        raise OSError("another disk")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    list(write_formats(two, ["coco"], tmp_path))
+    linked = tmp_path / "coco" / "images" / "train" / "a.png"
+    assert linked.is_symlink() and linked.samefile(tmp_path / "photos" / "a.png")
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(CimError, match="--photos copy"):
+        list(write_formats(two, ["yolo"], tmp_path))
 
 
 def test_a_folder_is_whole_or_not_there(two, tmp_path):
@@ -608,7 +624,7 @@ def test_labels_of_another_photo(two, tmp_path, name):
     """Of the same name, but of another size."""
     list(write_formats(two, [name], tmp_path / "out", photos="copy"))
     for path in (tmp_path / "out").rglob("a.png"):
-        if "Segmentation" not in str(path):
+        if "Segmentation" not in str(path):  # those are masks
             Image.new("RGB", (31, 20)).save(path)
     with pytest.raises(CimError, match="another size"):
         list(FORMATS[name].read(tmp_path / "out" / name, None))

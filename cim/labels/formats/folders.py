@@ -51,6 +51,8 @@ def new_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
 def place(photo: Photo, target: Path, how: Placing) -> None:
     """The photo at ``target``, as a link to it or as a copy.
 
+    A hard link where both lie on one disk, else a symbolic one; some programs refuse symbolic links that lead outside.
+
     Raises:
         CimError: it is not there, or this file system has no links.
     """
@@ -60,8 +62,14 @@ def place(photo: Photo, target: Path, how: Placing) -> None:
     if how == "copy":
         shutil.copyfile(photo.path, target)
         return
+    source = photo.path.resolve()
     try:
-        target.symlink_to(photo.path.resolve())
+        target.hardlink_to(source)
+        return
+    except OSError:  # another disk, or one without such links
+        pass
+    try:
+        target.symlink_to(source)
     except OSError as error:
         raise CimError("cannot link a photo", path=target, found=error.strerror, fix="--photos copy") from None
 
