@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -19,11 +20,13 @@ from PIL import Image
 from cim.cli.options.share import FORMATS as OFFERED
 from cim.core.errors import CimError
 from cim.datasets.coco_writer import encode
+from cim.labels.formats.coco import read_coco
 from cim.labels.formats.folders import Names, new_folder, place
 from cim.labels.formats.label_studio import decode_brush, encode_brush
 from cim.labels.formats.marks import VAL, LabelSet, Mark, Photo, grouped, mask_iou, together
 from cim.labels.formats.polygons import joined, outlines, paint
 from cim.labels.formats.table import FORMATS, in_split, with_validation, write_formats, write_labels_of
+from cim.mask_rcnn.train import open_labels
 
 LOSSLESS = ("coco", "mmdet", "labelme", "cvat", "label-studio")
 CLASSES = ("zebra", "a cat & <dog>", "Küche")  # not in order, and nothing that XML or yaml may trip over
@@ -614,6 +617,21 @@ def test_photos_outside_the_folder_are_refused(tmp_path, name):
             list(FORMATS[kind].read(source, None if kind == "yolo" else folder))
 
 
+def test_negatives_of_our_own_labels_lie_elsewhere(tmp_path):
+    """What this program wrote itself may name photos outside the folder; it is asked for in so many words."""
+    photo(tmp_path / "negatives")
+    photo(tmp_path / "photos", "b.png")
+    names = (str(tmp_path / "negatives" / "a.png"), "b.png")
+    images = [{"id": k, "file_name": name, "height": 20, "width": 30} for k, name in enumerate(names)]
+    lines = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}]
+    path = tmp_path / "photos" / "labels.json"
+    path.write_text(json.dumps({"images": images, "annotations": lines, "categories": [{"id": 1, "name": "cat"}]}))
+    with pytest.raises(CimError, match="outside the images folder"):
+        list(read_coco(path))
+    (done,) = (done for _, done in write_formats(read_coco(path, outside=True), ["cvat"], tmp_path / "out"))
+    assert done.photos == 2 and (tmp_path / "out" / "cvat" / "train" / "images" / "outside" / "a.png").is_file()
+
+
 def test_labelme_looks_beside_its_file_whatever_that_says(tmp_path):
     ((found, _),) = FORMATS["labelme"].read(labelme(photo(tmp_path), shape("cat", "rectangle", [[1, 1], [2, 2]])), None)
     assert found.path == tmp_path / "a.png"
@@ -642,6 +660,85 @@ def test_placing(tmp_path):
     assert (tmp_path / "new" / "a.png").read_bytes() == (tmp_path / "a.png").read_bytes()
 
 
+# ---------------------------------------------------------------------- damaged files, many files
+
+
+JUNK = (None, True, -1, 1e300, "", "x", [], {}, [[]], [1, "a"], {"a": 1}, float("nan"))
+
+
+def spoilt(node, rng: np.random.Generator):
+    """A json with one part, anywhere, replaced by junk or left out."""
+    if isinstance(node, dict | list) and node and rng.random() < 0.85:
+        node = dict(node) if isinstance(node, dict) else list(node)
+        key = list(node)[rng.integers(len(node))] if isinstance(node, dict) else int(rng.integers(len(node)))
+        if rng.random() < 0.15:
+            del node[key]
+        else:
+            node[key] = spoilt(node[key], rng)
+        return node
+    return JUNK[rng.integers(len(JUNK))]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("coco", "annotations/train.json"), ("labelme", "train/a.json"), ("label-studio", "train.json")]
+)
+def test_damaged_jsons_are_told_in_one_line(two, tmp_path, name, file):
+    list(write_formats(two, [name], tmp_path))
+    path = tmp_path / name / file
+    whole = json.loads(path.read_text())
+    refused = 0
+    for seed in range(60):
+        path.write_text(json.dumps(spoilt(whole, np.random.default_rng(seed))))
+        try:
+            list(FORMATS[name].read(tmp_path / name, None))
+        except CimError as error:
+            refused += "\n" not in str(error)
+    assert refused > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("cvat", "train/annotations.xml"),
+        ("voc", "Annotations/a.xml"),
+        ("yolo", "labels/train/a.txt"),
+        ("yolo", "data.yaml"),
+    ],
+)
+def test_damaged_texts_are_told_in_one_line(two, tmp_path, name, file):
+    list(write_formats(two, [name], tmp_path))
+    path = tmp_path / name / file
+    whole = path.read_bytes()
+    refused = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        at = int(rng.integers(len(whole)))
+        path.write_bytes(whole[:at] + bytes(rng.integers(0, 256, 3, np.uint8)) + whole[at + int(rng.integers(20)) :])
+        try:
+            list(FORMATS[name].read(tmp_path / name, None))
+        except CimError as error:
+            refused += "\n" not in str(error)
+    assert refused > 10
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_memory_does_not_grow_with_the_masks(name, tmp_path):
+    """Of writing: names of photos may stay, 2,000 bytes each, but not masks, of which each has 60,000 here."""
+    mask = np.zeros((256, 256), bool)
+    mask[::2] = True
+    file = photo(tmp_path, size=mask.shape) / "a.png"
+    peaks = []
+    for count in (10, 40):
+        photos = [Photo(f"{k}.png", file, mask.shape) for k in range(count)]
+        labels = LabelSet(("cat",), lambda photos=photos: ((one, [Mark(0, encode(mask))]) for one in photos))
+        tracemalloc.start()
+        list(write_formats(labels, [name], tmp_path / str(count)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert len(encode(mask)["counts"]) > 60_000
+    assert peaks[1] - peaks[0] < 30 * 2000
+
+
 # ---------------------------------------------------------------------- into COCO json
 
 
@@ -649,14 +746,16 @@ def test_one_json_of_both_splits(tmp_path):
     content = [((20, 30), [(0, square(), 0.5)]), ((20, 30), [(1, square(), 0.5)])]
     labels = make(tmp_path / "photos", content, ("a/x.png", "b/x.png"), ("train", "val"))
     list(write_formats(labels, ["coco"], tmp_path))
-    counts = write_labels_of(FORMATS["coco"].read(tmp_path / "coco", None), tmp_path / "labels.json")
+    _, counts = write_labels_of(FORMATS["coco"].read(tmp_path / "coco", None), tmp_path / "labels.json")
     assert counts == {"photos": 2, "masks": 2}
     told = json.loads((tmp_path / "labels.json").read_text())
     assert [image["id"] for image in told["images"]] == [1, 2]
     assert {image["file_name"] for image in told["images"]} == {"train/a/x.png", "val/b/x.png"}
     assert told["info"]["image_root"] == str(tmp_path / "coco" / "images")
-    counts = write_labels_of(FORMATS["coco"].read(tmp_path / "coco", None), tmp_path / "val.json", "val")
+    _, counts = write_labels_of(FORMATS["coco"].read(tmp_path / "coco", None), tmp_path / "val.json", "val")
     assert counts == {"photos": 1, "masks": 1}
+    photos, _ = open_labels(tmp_path / "coco" / "annotations" / "val.json")  # whose photos lie beside it
+    assert [photo.path.is_file() for photo in photos] == [True]
     with pytest.raises(CimError, match="no labels"):
         write_labels_of(labels, tmp_path / "none.json", "test")
     assert not (tmp_path / "none.json").exists()

@@ -89,12 +89,16 @@ def test_labels_without_a_config(labelled, tmp_path, capsys):
         (("export", "--format", "yolo", "--labels", "LABELS"), "--output"),
         (("export", "--format", "yolo", "--labels", "LABELS", "--output", "NEW", "--images", "NONE"), "no such folder"),
         (("export", "--format", "yolo", "--labels", "LABELS", "--output", "NEW", "--val", "2"), "no such share"),
+        (("export", "--labels", "LABELS"), "--labels without --format"),
+        (("export", "--format", "yolo", "--scores", "NONE"), "--scores beside --format"),
         (("import", "--from", "yolo"), "--input"),
+        (("import", "--from", "yolo", "--input", "ZIP", "--output", "NEW"), "unpack it"),
         (("import", "--from", "yolo", "--input", "NONE", "--output", "NEW"), "nothing to import"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(labelled, tmp_path, capsys, words, told):
-    paths = {"LABELS": labelled[1], "NEW": tmp_path / "new", "NONE": tmp_path / "none"}
+    paths = {"LABELS": labelled[1], "NEW": tmp_path / "new", "NONE": tmp_path / "none", "ZIP": tmp_path / "a.zip"}
+    paths["ZIP"].write_bytes(b"PK")
     assert cim(*(paths.get(word, word) for word in words)) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and told in error[0]

@@ -69,7 +69,7 @@ def export(target: argparse.ArgumentParser) -> None:
     )
     target.add_argument("--split", help="default: data.train_split")
     target.add_argument("--output", type=Path, help="default: <work_dir>/pseudo_labels/msrcnn_pseudo_label.json")
-    target.add_argument("--rle", choices=RLE, default="compressed", help="form of the masks")
+    target.add_argument("--rle", choices=RLE, default="compressed", help="form of the masks (without --format)")
     add_workers(target)
     others = target.add_argument_group("for other programs (docs/EXPORT.md)")
     others.add_argument(

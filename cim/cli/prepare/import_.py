@@ -66,12 +66,14 @@ def _labels(args: argparse.Namespace) -> int:
         raise CimError("which labels, and where to", fix="pass --input and --output")
     if not args.input.exists():
         raise CimError("nothing to import", path=args.input, fix="pass another --input")
+    if args.input.suffix.lower() == ".zip":
+        raise CimError("labels in a zip file", path=args.input, fix="unpack it, and pass what was in it")
     if args.output.exists() and not args.overwrite:
         raise CimError("the output is there already", path=args.output, fix="choose another --output, or --overwrite")
     labels = FORMATS[args.source_kind].read(args.input, args.images)
-    counts = write_labels_of(labels, args.output, args.split)
+    root, counts = write_labels_of(labels, args.output, args.split)
     told = ", ".join(f"{counts[kind]} {kind}" for kind in ("masks", "boxes", "tags") if counts[kind])
-    print(f"{told} of {len(labels.classes)} classes on {counts['photos']} photos: {args.output}")
+    print(f"{told} of {len(labels.classes)} classes on {counts['photos']} photos of {root}: {args.output}")
     return 0
 
 

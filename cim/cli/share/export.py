@@ -33,7 +33,16 @@ from cim.storage.store import Store
 logger = logging.getLogger(__name__)
 
 
+_OF_DETECTIONS = ("checkpoint", "scores", "from_mask_rcnn")  # options that have no place beside --format
+_OF_FORMATS = ("labels", "images", "val", "val_labels", "val_images", "empty_images")  # and without it
+
+
 def main(args: argparse.Namespace) -> None:
+    for name in _OF_DETECTIONS if args.format else _OF_FORMATS:
+        if getattr(args, name) is not None:
+            where = "beside" if args.format else "without"
+            fix = "write labels and choose among them first (cim threshold), then --format"
+            raise CimError(f"--{name.replace('_', '-')} {where} --format", fix=fix if args.format else "add --format")
     if args.format:
         _formats(args)
         return

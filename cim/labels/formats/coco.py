@@ -14,18 +14,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cim.core.errors import CimError
-from cim.labels.export import RleKind, uncompressed
 from cim.labels.formats.folders import Names, PhotoFolder, Placing, place, split_files
 from cim.labels.formats.marks import Labelled, LabelSet, Mark, Photo, Written, together
 from cim.labels.label_files import labels_root, read_labels
 
 
-def write_coco(folder: Path, labels: LabelSet, photos: Placing = "link", rle: RleKind = "compressed") -> Written:
-    """``images`` and ``annotations`` below ``folder``.
-
-    Args:
-        rle: compressed run lengths are what all current programs read; uncompressed ones are several times larger.
-    """
+def write_coco(folder: Path, labels: LabelSet, photos: Placing = "link") -> Written:
+    """``images`` and ``annotations`` below ``folder``."""
     names, done = Names(), Written()
     with ExitStack() as stack:
         files: dict[str, CocoFile] = {}
@@ -34,7 +29,7 @@ def write_coco(folder: Path, labels: LabelSet, photos: Placing = "link", rle: Rl
             place(photo, folder / "images" / photo.split / name, photos)
             if photo.split not in files:
                 path = folder / "annotations" / f"{photo.split}.json"
-                files[photo.split] = stack.enter_context(CocoFile(path, labels, f"../images/{photo.split}", rle))
+                files[photo.split] = stack.enter_context(CocoFile(path, labels, f"../images/{photo.split}"))
             files[photo.split].add(photo, marks, str(name))
             done.photos += 1
             done.marks += len(marks)
@@ -53,7 +48,6 @@ class CocoFile:
     path: Path
     labels: LabelSet
     image_root: str
-    rle: RleKind = "compressed"
     images: list[dict[str, Any]] = field(default_factory=list)
     _file: TextIO = field(init=False)
     _taken: set[int] = field(default_factory=set)
@@ -90,18 +84,17 @@ class CocoFile:
         for mark in marks:
             self._count += 1
             line = {"id": self._count, "image_id": number, "category_id": self.labels.ids[mark.class_id], "iscrowd": 0}
-            self._file.write((",\n" if self._count > 1 else "\n") + json.dumps(line | _shape(mark, self.rle)))
+            self._file.write((",\n" if self._count > 1 else "\n") + json.dumps(line | _shape(mark)))
 
 
-def _shape(mark: Mark, rle: RleKind) -> dict[str, Any]:
+def _shape(mark: Mark) -> dict[str, Any]:
     corners = mark.corners()
     if corners is None:
         return {}
     x1, y1, x2, y2 = corners
     line: dict[str, Any] = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "score": mark.score}
     if mark.rle is not None:
-        line["area"] = mark.area()
-        line["segmentation"] = mark.rle if rle == "compressed" else uncompressed(mark.rle)
+        line |= {"area": mark.area(), "segmentation": mark.rle}
     return line
 
 
@@ -125,12 +118,14 @@ def _read(path: Path, images: Path | None, split: str, outside: bool) -> LabelSe
     content = read_labels(path, boxes=True)
     root = images or labels_root(content, path)
     categories = sorted(content["categories"], key=lambda c: c["id"])
+    if not all(isinstance(c.get("name"), str) for c in categories):
+        raise CimError("category without a name", path=path, expected="a name for each")
     number = {c["id"]: k for k, c in enumerate(categories)}
     lines: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for line in content["annotations"]:
         if not line["iscrowd"]:
             lines[line["image_id"]].append(line)
-    folder = PhotoFolder(root, path)
+    folder = PhotoFolder(root)
 
     def walk() -> Iterator[Labelled]:
         for image in content["images"]:
@@ -139,10 +134,10 @@ def _read(path: Path, images: Path | None, split: str, outside: bool) -> LabelSe
             if outside and Path(name).is_absolute():
                 photo = Photo(f"outside/{Path(name).name}", Path(name), size, split, image_id)
             else:
-                photo = folder.photo(name, size, split, image_id)
+                photo = folder.photo(name, path, size, split, image_id)
             yield photo, [_mark(line, number, path) for line in lines[image["id"]]]
 
-    return LabelSet(tuple(str(c["name"]) for c in categories), walk, tuple(c["id"] for c in categories))
+    return LabelSet(tuple(c["name"] for c in categories), walk, tuple(c["id"] for c in categories))
 
 
 def _mark(line: dict[str, Any], number: dict[int, int], path: Path) -> Mark:

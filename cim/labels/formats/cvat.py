@@ -122,11 +122,11 @@ def _read(path: Path, images: Path | None, split: str) -> LabelSet:
     number = class_numbers(classes, path)
 
     def walk() -> Iterator[Labelled]:
-        folder = PhotoFolder(root, path)
+        folder = PhotoFolder(root)
         for image in elements(path, ("image",)):
             name = image.get("name") or ""
             size = (_whole(image, "height", path), _whole(image, "width", path))
-            photo = folder.photo(name, size, split)
+            photo = folder.photo(name, path, size, split)
             marks = []
             for shape in image:
                 if shape.tag in _KNOWN:

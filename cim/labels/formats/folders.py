@@ -116,9 +116,21 @@ def read_classes(folder: Path, used: set[str]) -> tuple[str, ...]:
     LabelMe's own ``__ignore__`` and ``_background_`` are no classes.
     """
     path = folder / CLASSES
-    listed = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    listed = read_lines(path) if path.is_file() else []
     known = tuple(name.strip() for name in listed if name.strip() and name.strip() not in _NO_CLASSES)
     return (*known, *sorted(used - set(known)))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text.
+
+    Raises:
+        CimError: it cannot be read, or is no text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CimError("not a text file in UTF-8", path=path, found=error) from None
 
 
 _NO_CLASSES = ("__ignore__", "_background_")
@@ -142,15 +154,9 @@ def split_files(source: Path, pattern: str) -> list[tuple[str, Path]]:
 
 @dataclass
 class PhotoFolder:
-    """The photos that a label file of another program is about; nothing outside their folder is ever touched.
-
-    Attributes:
-        root: their folder.
-        source: the label file, for messages.
-    """
+    """The photos that labels of another program are about; nothing outside their folder is ever touched."""
 
     root: Path
-    source: Path
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
@@ -158,17 +164,23 @@ class PhotoFolder:
         self._finder = PhotoFinder(self.root)
 
     def photo(
-        self, name: str, size: tuple[int, int] | None = None, split: str = TRAIN, image_id: int | str | None = None
+        self,
+        name: str,
+        where: str | Path,
+        size: tuple[int, int] | None = None,
+        split: str = TRAIN,
+        image_id: int | str | None = None,
     ) -> Photo:
         """The photo of this name below the folder; names without an extension or with other capitals are understood.
 
         Args:
+            where: the file of labels, for messages.
             size: (H, W) as the labels say.
 
         Raises:
             CimError: none of this name, more than one, one outside the folder, or one of another size.
         """
-        path = self._finder.find(name, str(self.source))
+        path = self._finder.find(name, str(where))
         true = photo_size(path)
         if size is not None and tuple(size) != true:
             raise CimError("photo of another size than its labels (H, W)", path=path, expected=tuple(size), found=true)

@@ -213,7 +213,7 @@ def _read(path: Path, images: Path | None, split: str) -> LabelSet:
     number = class_numbers(classes, path)
 
     def walk() -> Iterator[Labelled]:
-        folder = PhotoFolder(images or path.parent, path)
+        folder = PhotoFolder(images or path.parent)
         for task, found in zip(tasks, results, strict=True):
             photo = _photo(task["data"], folder, split, path)
             where = f"{path}, {photo.name}"
@@ -223,18 +223,27 @@ def _read(path: Path, images: Path | None, split: str) -> LabelSet:
 
 
 def _results(task: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    annotations = [entry for entry in task.get("annotations") or () if not entry.get("was_cancelled")]
-    entries = annotations or (task.get("predictions") or ())
-    results = [result for entry in entries[-1:] for result in entry.get("result") or ()]
+    annotations = [entry for entry in _list(task, "annotations", path) if not entry.get("was_cancelled")]
+    entries = annotations or _list(task, "predictions", path)
+    results = [result for entry in entries[-1:] for result in _list(entry, "result", path)]
     for result in results:
-        if not isinstance(result, dict) or not isinstance(result.get("value"), dict):
+        if not isinstance(result.get("value"), dict):
             raise CimError("bad result", path=path, expected="type and value", found=str(result)[:60])
         result["type"] = str(result.get("type", "")).lower()
     return results
 
 
+def _list(entry: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
+    """A list of objects; an empty one where there is none."""
+    found = entry.get(key) or []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise CimError(f"bad {key}", path=path, expected="a list of objects", found=str(found)[:60])
+    return found
+
+
 def _names(result: dict[str, Any]) -> list[str]:
-    return [str(name) for name in result["value"].get(result["type"]) or ()] if result["type"] in _KNOWN else []
+    names = result["value"].get(result["type"]) if result["type"] in _KNOWN else None
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _photo(data: Any, folder: PhotoFolder, split: str, path: Path) -> Photo:
@@ -248,7 +257,7 @@ def _photo(data: Any, folder: PhotoFolder, split: str, path: Path) -> Photo:
     stem = PurePosixPath(name)
     if _UPLOADED.match(stem.name) and not (folder.root / stem.name).is_file():
         name = _UPLOADED.sub("", stem.name)
-    return folder.photo(name, split=split)
+    return folder.photo(name, path, split=split)
 
 
 def _mark(result: dict[str, Any], class_id: int, size: tuple[int, int], where: str) -> Mark:

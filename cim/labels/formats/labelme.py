@@ -109,13 +109,16 @@ def read_labelme(source: Path, images: Path | None = None) -> LabelSet:
     number = class_numbers(classes, source)
 
     def walk() -> Iterator[Labelled]:
+        folder = PhotoFolder(images or source)
         for path in files:
             content = _content(path)
-            photo = _photo(content, path, source, images)
+            photo = _photo(content, path, path.relative_to(source).parent, folder)
             marks = []
             for shape in content["shapes"]:
                 if shape["shape_type"] in _KNOWN:
-                    marks.append((_mark(shape, number[shape["label"]], photo.size, path), shape.get("group_id")))
+                    group = shape.get("group_id")
+                    mark = _mark(shape, number[shape["label"]], photo.size, path)
+                    marks.append((mark, group if isinstance(group, int) else None))
             yield photo, [*grouped(marks), *(Mark(number[name]) for name in sorted(_flags(content)))]
 
     return LabelSet(classes, walk)
@@ -129,7 +132,8 @@ def _content(path: Path) -> dict[str, Any]:
     for shape in shapes:
         if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
             raise CimError("shape without a label", path=path, found=str(shape)[:60])
-        shape.setdefault("shape_type", "polygon")  # old files have no other
+        if not isinstance(shape.setdefault("shape_type", "polygon"), str):  # old files have no other
+            raise CimError("shape of no kind", path=path, found=str(shape)[:60])
     return content
 
 
@@ -138,14 +142,13 @@ def _flags(content: dict[str, Any]) -> set[str]:
     return {str(name) for name, value in flags.items() if value is True} if isinstance(flags, dict) else set()
 
 
-def _photo(content: dict[str, Any], path: Path, source: Path, images: Path | None) -> Photo:
+def _photo(content: dict[str, Any], path: Path, inside: Path, folder: PhotoFolder) -> Photo:
     """Where the file lies, not where it says: that may be anywhere on another machine."""
-    inside = path.relative_to(source).parent
     name = PureWindowsPath(content["imagePath"]).name
     height, width = content.get("imageHeight"), content.get("imageWidth")
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     split = VAL if inside.parts[:1] == (VAL,) else TRAIN
-    return PhotoFolder(images or source, path).photo((inside / name).as_posix(), size, split)
+    return folder.photo((inside / name).as_posix(), path, size, split)
 
 
 def _mark(shape: dict[str, Any], class_id: int, size: tuple[int, int], path: Path) -> Mark:

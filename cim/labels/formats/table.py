@@ -122,14 +122,14 @@ def with_validation(labels: LabelSet, share: float, seed: int = 0) -> LabelSet:
     return LabelSet(labels.classes, walk, labels.category_ids)
 
 
-def write_labels_of(labels: LabelSet, path: Path, split: str | None = None) -> Counter[str]:
+def write_labels_of(labels: LabelSet, path: Path, split: str | None = None) -> tuple[Path, Counter[str]]:
     """Labels as one COCO json, whose ``info.image_root`` is the folder that holds all photos.
 
     Args:
         split: only photos of this one; None: all.
 
     Returns:
-        how many ``photos``, ``masks``, ``boxes`` and ``tags`` it has.
+        that folder, and how many ``photos``, ``masks``, ``boxes`` and ``tags`` there are.
 
     Raises:
         CimError: no labels; what the reader raises.
@@ -149,4 +149,4 @@ def write_labels_of(labels: LabelSet, path: Path, split: str | None = None) -> C
         file.image_root = root
         for image in file.images:
             image["file_name"] = Path(image["file_name"]).relative_to(root).as_posix()
-    return counts
+    return Path(root), counts

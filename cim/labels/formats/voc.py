@@ -18,7 +18,7 @@ from PIL import Image
 from cim.core.errors import CimError
 from cim.core.xml_file import number_in, read_xml, text_in
 from cim.datasets.coco_writer import encode
-from cim.labels.formats.folders import Names, PhotoFolder, Placing, place, read_classes, write_classes
+from cim.labels.formats.folders import Names, PhotoFolder, Placing, place, read_classes, read_lines, write_classes
 from cim.labels.formats.marks import (
     TRAIN,
     VAL,
@@ -142,11 +142,12 @@ def read_voc(source: Path, images: Path | None = None) -> LabelSet:
     validated = _listed(source, VAL)
 
     def walk() -> Iterator[Labelled]:
+        photos = PhotoFolder(images or source / "JPEGImages")
         for path in files:
             root = read_xml(path, _LARGEST)
-            photos = PhotoFolder(images or source / "JPEGImages", path)
             size = (number_in(root, "size/height", path), number_in(root, "size/width", path))
-            photo = photos.photo(text_in(root, "filename", path), size, VAL if path.stem in validated else TRAIN)
+            split = VAL if path.stem in validated else TRAIN
+            photo = photos.photo(text_in(root, "filename", path), path, size, split)
             objects = root.findall("object")
             masks = _read_masks(source / "SegmentationObject" / f"{path.stem}.png", size, len(objects))
             marks = []
@@ -167,7 +168,7 @@ def _listed(source: Path, split: str) -> set[str]:
     """The photos that a list of ImageSets names."""
     found: set[str] = set()
     for path in (source / "ImageSets").glob(f"*/{split}.txt"):
-        found |= {line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+        found |= {line.split()[0] for line in read_lines(path) if line.strip()}
     return found
 
 

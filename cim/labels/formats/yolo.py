@@ -18,7 +18,7 @@ import yaml
 from cim.core.errors import CimError
 from cim.datasets.coco_writer import encode
 from cim.datasets.photo_files import PHOTO_SUFFIXES
-from cim.labels.formats.folders import Names, PhotoFolder, Placing, place
+from cim.labels.formats.folders import Names, PhotoFolder, Placing, place, read_lines
 from cim.labels.formats.marks import (
     TRAIN,
     VAL,
@@ -98,11 +98,11 @@ def read_yolo(source: Path, images: Path | None = None) -> LabelSet:
 
     def walk() -> Iterator[Labelled]:
         for split, folder in folders:
-            finder = PhotoFolder(folder, path)
+            finder = PhotoFolder(folder)
             for photo in sorted(folder.rglob("*")):
                 if photo.suffix.lower() not in PHOTO_SUFFIXES or photo.name.startswith("."):
                     continue
-                found = finder.photo(photo.relative_to(folder).as_posix(), split=split)
+                found = finder.photo(photo.relative_to(folder).as_posix(), path, split=split)
                 found = Photo(found.path.relative_to(root).as_posix(), found.path, found.size, split)
                 yield found, _read_lines(_label_path(photo, root), found.size, len(classes))
 
@@ -123,7 +123,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def _classes(content: dict[str, Any], path: Path) -> tuple[str, ...]:
     names = content.get("names")
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
         return tuple(str(names[number]) for number in range(len(names)))
     if isinstance(names, list):
         return tuple(map(str, names))
@@ -171,7 +171,7 @@ def _read_lines(path: Path, size: tuple[int, int], classes: int) -> list[Mark]:
     if not path.is_file():
         return []
     marks = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         where = f"{path}, line {number}"
         try:
             first, *values = (float(word) for word in line.split())
