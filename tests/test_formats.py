@@ -26,7 +26,7 @@ from cim.labels.formats.label_studio import decode_brush, encode_brush
 from cim.labels.formats.marks import VAL, LabelSet, Mark, Photo, grouped, mask_iou, together
 from cim.labels.formats.polygons import joined, outlines, paint
 from cim.labels.formats.table import FORMATS, in_split, with_validation, write_formats, write_labels_of
-from cim.mask_rcnn.train import open_labels
+from cim.mask_rcnn.source import open_labels
 
 LOSSLESS = ("coco", "mmdet", "labelme", "cvat", "label-studio")
 CLASSES = ("zebra", "a cat & <dog>", "Küche")  # not in order, and nothing that XML or yaml may trip over

@@ -15,7 +15,7 @@ from cim.cli.options.share import FORMATS
 from cim.config.loading import load_config
 from cim.datasets.folder import open_folder
 from cim.labels.export import chosen_path, label_path
-from cim.mask_rcnn.train import open_labels
+from cim.mask_rcnn.source import open_labels
 
 
 def cim(*words: object) -> int:
