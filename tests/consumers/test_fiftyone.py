@@ -46,7 +46,6 @@ def test_coco(exported, opened, split):
         labels_path=str(root / "annotations" / f"{split}.json"),
         label_types="segmentations",
         label_field="masks",
-        extra_attrs=["score"],
     )
     truth = exported.truth(split)
     assert len(dataset) == len(truth)
@@ -54,6 +53,6 @@ def test_coco(exported, opened, split):
         marks = truth[Path(sample.filepath).name]
         detections = sample.masks.detections
         assert same_masks([whole(d, marks[0].mask().shape) for d in detections], marks)
-        assert [d["score"] for d in detections] == [1.0] * len(marks)
+        assert [d.confidence for d in detections] == [1.0] * len(marks)
         assert sorted(d.label for d in detections) == sorted(exported.labels.classes[mark.class_id] for mark in marks)
     tell("fiftyone", f"{len(dataset)} photos of {split}, all masks bit for bit")
