@@ -7,17 +7,15 @@ the figures.
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cim.datasets.drawn import make_demo
 from cim.labels.formats.coco import read_coco
-from cim.labels.formats.marks import VAL, LabelSet, Mark, mask_iou, together
+from cim.labels.formats.marks import VAL, LabelSet, Mark, together
 from cim.labels.formats.table import FORMATS, in_split, write_formats
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -46,20 +44,3 @@ def exported(tmp_path_factory) -> Exported:
     labels = together(sets)
     list(write_formats(labels, list(FORMATS), folder))
     return Exported(folder, labels)
-
-
-def same_masks(found: np.ndarray, marks: list[Mark]) -> bool:
-    """Are these masks [n, H, W] those of the marks, in any order?"""
-    ours = sorted(mark.mask().tobytes() for mark in marks)
-    return ours == sorted(np.asarray(mask).astype(bool).tobytes() for mask in found)
-
-
-def ious(found: np.ndarray, marks: list[Mark]) -> list[float]:
-    """Of masks [n, H, W] with those of the marks, in the same order."""
-    assert len(found) == len(marks)
-    return [mask_iou(np.asarray(mask).astype(bool), mark.mask()) for mask, mark in zip(found, marks, strict=True)]
-
-
-def tell(package: str, text: str) -> None:
-    """A line for docs/EXPORT.md."""
-    print(f"\n{package} {importlib.metadata.version(package)}: {text}")

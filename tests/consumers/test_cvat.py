@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from conftest import same_masks, tell
+from compared import same_masks, tell
 
 SPLITS = ("train", "val")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import same_masks, tell
+from compared import same_masks, tell
 
 fo = pytest.importorskip("fiftyone", reason="FiftyOne is not installed")
 try:

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import same_masks, tell
+from compared import same_masks, tell
 
 pytest.importorskip("label_studio_sdk", reason="label-studio-sdk is not installed")
 brush = pytest.importorskip("label_studio_sdk.converter.brush")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import same_masks, tell
+from compared import same_masks, tell
 
 pytest.importorskip("labelme", reason="LabelMe is not installed")
 label_file = pytest.importorskip("labelme._label_file")

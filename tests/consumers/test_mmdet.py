@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import same_masks, tell
+from compared import same_masks, tell
 
 pytest.importorskip("mmdet", reason="mmdetection is not installed")
 pytest.importorskip("mmcv")

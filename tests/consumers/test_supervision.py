@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ious, same_masks, tell
+from compared import ious, same_masks, tell
 
 sv = pytest.importorskip("supervision", reason="supervision is not installed")
 

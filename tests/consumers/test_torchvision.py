@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import same_masks, tell
+from compared import same_masks, tell
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.transforms import v2
