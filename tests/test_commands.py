@@ -61,7 +61,7 @@ def said(capsys, *words: str) -> tuple[int, str, str]:
 def test_help_lists_every_command_in_the_order_of_the_flow(capsys, words):
     code, out, _ = said(capsys, *words)
     assert code == (0 if words else 2)
-    assert re.findall(r"^  ([a-z]+) {2,}\S", out, re.M) == COMMANDS
+    assert re.findall(r"^  ([a-z-]+) {2,}\S", out, re.M) == COMMANDS
     for group in cli.GROUPS:
         assert f"{group.title}:" in out
         assert all(text in out for text in group.commands.values())
@@ -95,7 +95,7 @@ def test_every_command_is_in_one_group_and_has_options_and_work_of_its_name():
     assert len(COMMANDS) == sum(len(group.commands) for group in cli.GROUPS)
     for group in cli.GROUPS:
         for command in group.commands:
-            name = "import_" if command == "import" else command
+            name = "import_" if command == "import" else command.replace("-", "_")
             work = (ROOT / "cim" / "cli" / group.package / f"{name}.py").read_text(encoding="utf-8")
             assert "\ndef main(args: argparse.Namespace)" in work
             assert "ArgumentParser(" not in work, "work gets its arguments parsed"
@@ -107,7 +107,7 @@ def test_options_belong_to_commands(module):
     own = {name for name, value in functions.items() if value.__module__ == module.__name__}
     package = module.__name__.rpartition(".")[2]
     wanted = {name for name, home in cli.PACKAGES.items() if home == package}
-    assert {name.rstrip("_") for name in own if not name.startswith("_")} == wanted
+    assert {name.rstrip("_").replace("_", "-") for name in own if not name.startswith("_")} == wanted
 
 
 # ---------------------------------------------------------------------- help

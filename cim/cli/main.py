@@ -82,9 +82,9 @@ GROUPS = (
         "masks for others",
         {
             "predict": "masks on any photos with a trained network",
-            "export-model": "a trained Mask R-CNN as an ONNX file",
             "export": "pseudo labels of the training photos, and labels for other programs",
             "threshold": "choose among pseudo labels",
+            "export-model": "a trained Mask R-CNN as an ONNX file",
         },
     ),
 )
@@ -142,7 +142,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
 def whole_parser() -> argparse.ArgumentParser:
     """The options of all commands, for the list of commands and for shell completion."""
     lines = [
-        "\n".join([f"{group.title}:", *(f"  {name:<13}{text}" for name, text in group.commands.items())])
+        "\n".join([f"{group.title}:", *(f"  {name:<14}{text}" for name, text in group.commands.items())])
         for group in GROUPS
     ]
     parser = argparse.ArgumentParser(
