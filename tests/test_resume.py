@@ -121,6 +121,46 @@ def test_asked_to_stop_together_with_its_workers(tmp_path: Path, unbroken: Path)
     assert same(tmp_path / "final.pth", unbroken)
 
 
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def run_and_kill_a_child(command: list[str], checkpoint: Path, which: int) -> str:
+    """Start a run, kill one of its processes once the checkpoint is there; what it said, ending within a minute."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(children(process.pid)[which], signal.SIGKILL)
+    told = process.communicate(timeout=60)[0].decode()
+    assert process.returncode not in (0, None), "it ended before its process was killed"
+    return told
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc: processes cannot be found here")
+def test_a_killed_loader_worker_ends_the_run_in_one_line_and_the_same_command_continues(tmp_path: Path, unbroken: Path):
+    command = [sys.executable, str(Path(__file__).parent / "toys.py"), str(tmp_path), "0.05", "1"]
+    told = run_and_kill_a_child(command, tmp_path / "checkpoints" / "update_00000005.pth", 0)
+    assert "a loader worker died" in told and "the same command continues" in told
+    assert same(toy_fit(tmp_path), unbroken)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc: processes cannot be found here")
+def test_a_killed_rank_of_torchrun_ends_the_run_and_the_same_command_continues(tmp_path: Path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    toys = str(Path(__file__).parent / "toys.py")
+    run_and_kill_a_child(
+        [*launch, toys, str(tmp_path / "a"), "0.05", "0"], tmp_path / "a/checkpoints/update_00000005.pth", -1
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    for name in ("a", "b"):  # b was never killed
+        subprocess.run(
+            [*launch, toys, str(tmp_path / name), "0", "0"], env=env, capture_output=True, check=True, timeout=120
+        )
+    assert same(tmp_path / "a" / "final.pth", tmp_path / "b" / "final.pth")
+
+
 def test_a_damaged_result_names_the_way_out(tmp_path: Path):
     final = toy_fit(tmp_path)
     final.write_bytes(final.read_bytes()[:500])
