@@ -20,6 +20,7 @@ from cim.cli.jobs import run as run_folder
 from cim.cli.main import parse
 from cim.config.build import build_dataset
 from cim.config.loading import load_config, override, save_config
+from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.evaluation.verdicts import Verdict, save_verdict
 
@@ -114,7 +115,19 @@ def tagged_photos(folder: Path) -> list[object]:
     return ["--images", folder / "photos", "--tags", folder / "tags.csv", "--output", folder / "run"]
 
 
-def test_run_folder_leaves_out_a_photo_that_cannot_be_read(tmp_path, caplog):
+@pytest.fixture
+def no_stages(monkeypatch):
+    """`cim run` up to its first stage."""
+    monkeypatch.setattr(run_folder, "run_stages", lambda *_: None)
+    monkeypatch.setattr(run_folder, "warm_up", lambda: None)
+
+
+def settings_of(args: argparse.Namespace) -> Config:
+    assert run_folder.main(args) == 0
+    return load_config(args.output / "config.yaml")
+
+
+def test_run_folder_leaves_out_a_photo_that_cannot_be_read(tmp_path, caplog, no_stages):
     """Named each time, also when nothing has to be looked at again; back in when it is mended."""
     args = arguments(*tagged_photos(tmp_path))
     bad = tmp_path / "photos" / "001.png"
@@ -122,21 +135,21 @@ def test_run_folder_leaves_out_a_photo_that_cannot_be_read(tmp_path, caplog):
     bad.write_bytes(whole[:100])
     for _ in range(2):
         caplog.clear()
-        data = load_config(run_folder.write_config(args)).data
+        data = settings_of(args).data
         assert caplog.text.count("left out: damaged photo") == 1 and "001.png" in caplog.text
         assert [record.path.name for record in build_dataset(data, "train")] == ["000.png", "002.png", "003.png"]
     bad.write_bytes(whole)
-    data = load_config(run_folder.write_config(args)).data
+    data = settings_of(args).data
     assert data.leave_out is None and len(build_dataset(data, "train")) == 4
 
 
-def test_run_folder_refuses_validation_photos_that_cannot_be_read(tmp_path, caplog):
+def test_run_folder_refuses_validation_photos_that_cannot_be_read(tmp_path, caplog, no_stages):
     """Numbers on fewer photos would be other numbers."""
     args = arguments(*tagged_photos(tmp_path), "--val", tmp_path / "photos", "--val-masks", tmp_path / "truth.json")
     bad = tmp_path / "photos" / "001.png"
     bad.write_bytes(bad.read_bytes()[:100])
     with pytest.raises(CimError, match="1 of 4 validation photos cannot be read"):
-        run_folder.write_config(args)
+        run_folder.main(args)
     assert "001.png" in caplog.text and not (tmp_path / "run").exists()
 
 

@@ -19,7 +19,6 @@ from cim.cli.jobs import run as run_folder
 from cim.cli.options import jobs as options
 from cim.config.build import build_dataset
 from cim.config.checks import check_data
-from cim.config.loading import load_config
 from cim.config.schema import Config, DataConfig
 from cim.core.errors import CimError
 from cim.datasets.folder import open_folder
@@ -460,7 +459,7 @@ def test_a_run_hands_on_what_is_known_and_notices_changes(shop):
     options.run(parser)
     words = ["--images", shop / "p", "--tags", shop / "t.csv", "--output", shop / "run"]
     args = parser.parse_args([*map(str, words), "--known", str(shop / "points.csv"), str(shop / "l")])
-    config = load_config(run_folder.write_config(args))
+    config = run_folder.resolve(args)
     assert config.data.known == (str(shop / "points.csv"), str(shop / "l"))
     before = run_folder.state_of(args)
     assert "points.csv" in before
@@ -469,4 +468,4 @@ def test_a_run_hands_on_what_is_known_and_notices_changes(shop):
     assert run_folder.state_of(args) != before
     args = parser.parse_args([*map(str, words), "--known", str(shop / "gone.csv")])
     with pytest.raises(CimError, match="no such file or folder"):
-        run_folder.write_config(args)
+        run_folder.resolve(args)

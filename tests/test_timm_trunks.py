@@ -157,7 +157,7 @@ def test_one_line_names_the_trunk_of_all_networks(tmp_path):
 
 
 def test_weights_of_the_folder_job_are_the_trunks_own(tmp_path, monkeypatch):
-    from cim.cli.jobs.run import write_config
+    from cim.cli.jobs.run import resolve
     from cim.cli.main import parse
 
     for name in ("photos", "run"):
@@ -166,7 +166,7 @@ def test_weights_of_the_folder_job_are_the_trunks_own(tmp_path, monkeypatch):
     given = ["run", "--images", tmp_path / "photos", "--output", tmp_path / "run", "--weights", tmp_path / "w.pth"]
     for trunk, refined in (("timm:test_vit", None), (None, str(tmp_path / "w.pth"))):
         own = ["--set", f"trunk={trunk}"] if trunk else []
-        config = load_config(write_config(parse([*map(str, given), *own])))
+        config = resolve(parse([*map(str, given), *own]))
         assert config.prm.weights == config.proposals.weights == str(tmp_path / "w.pth")
         assert config.refine.weights == refined
 

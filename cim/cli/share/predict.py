@@ -27,18 +27,20 @@ def main(args: argparse.Namespace) -> int:
     tags = args.tags if args.tags_file is None else {name: labels for _, name, labels in csv_rows(args.tags_file)}
     model = load_model(args.checkpoint, args.device, args.weights)
     with hold(args.output):
-        return _predict(args, photos, tags, model)
+        return _predict(args, len(photos), tags, model)
 
 
 def _predict(
     args: argparse.Namespace,
-    photos: list[Path],
+    total: int,
     tags: Sequence[str] | Mapping[str, Sequence[str]] | None,
     model: Predictor,
 ) -> int:
     failed: list[CimError] = []
-    found = model.stream(photos, tags, score_threshold=args.score_threshold, batch=args.batch, skipped=failed.append)
-    content = as_coco(_told(tqdm(found, desc="photos", unit="photo", total=len(photos)), args), model.classes)
+    found = model.stream(
+        args.photos, tags, score_threshold=args.score_threshold, batch=args.batch, skipped=failed.append
+    )
+    content = as_coco(_told(tqdm(found, desc="photos", unit="photo", total=total), args), model.classes)
     write_json(args.output / "predictions.json", content)
     summary = f"{len(content['annotations'])} instances on {len(content['images'])} photos: {args.output}"
     print(summary, file=sys.stderr if args.jsonl else sys.stdout)
