@@ -141,6 +141,13 @@ def test_best_per_tag_small_ones_and_overlaps(content):
     assert scores_of(choose(content, ExportConfig(threshold=0, mask_nms=0.9))) == [0.9, 0.8, 0.2, 0.3, 0.1]
 
 
+def test_instances_of_a_known_number_stay(content):
+    content["annotations"][4]["known"] = True
+    chosen = choose(content, ExportConfig(threshold=0.85, min_area=80, mask_nms=0.5))
+    assert scores_of(chosen) == [0.9, 0.1]
+    assert chosen["annotations"][1]["known"] is True
+
+
 def test_empty_images_and_scores(content):
     chosen = choose(content, ExportConfig(threshold=0.5, empty_images="drop", scores="weight"))
     assert [i["id"] for i in chosen["images"]] == [1]

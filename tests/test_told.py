@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from pycocotools import mask as coco_mask
 
 from cim.core.regions import RegionSet, overlaps
 from cim.core.types import PseudoLabels
+from cim.datasets.base import Dataset, Record
 from cim.datasets.known import NOTHING, Known, Mark
+from cim.inference.detections import Selection, select_dataset
 from cim.inference.selection import select
 from cim.mining.disjoint import best_disjoint
 from cim.mining.groups import APART
@@ -185,6 +188,32 @@ def test_selection_of_what_is_told_does_not_lower_groups():
     found = select(REGIONS, SCORES, 1, nms="mask", group_ratio=0.4, told=told(counts=((0, 1),)), tags=[0])
     assert found.proposal.tolist() == [3]
     assert found.score.tolist() == pytest.approx([0.9])
+
+
+class Given:
+    """Regions and scores by image."""
+
+    def __init__(self, value: object) -> None:
+        self.load = lambda image_id: value
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_data_set_is_selected_as_it_is_known(known):
+    told_record = Record(1, Path("a.jpg"), SIZE, (0,), Known(((0, 2),), (Mark(0, mask=rle(A)),)))
+    records = (told_record, Record(2, Path("b.jpg"), SIZE, (0,)))
+    dataset = Dataset("two", ("dog", "cat"), (1, 2), records)
+    options = {"known": known, "doubts": True}
+    first, second = select_dataset(dataset, Given(REGIONS), Given(SCORES), Selection(nms="mask"), **options)
+    assert len(second) == 4
+    assert not any("known" in line for line in second)
+    if not known:
+        assert first == [{**line, "image_id": 1} for line in second]
+        return
+    assert [(line["category_id"], line["proposal"], line["certain"], line["members"]) for line in first] == [
+        (1, -1, True, 0.0),  # what somebody drew is certain, and not several
+        (1, 1, False, 0.0),
+    ]
+    assert all(line["known"] for line in first)
 
 
 # ---------------------------------------------------------------------- mining

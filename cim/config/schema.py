@@ -222,7 +222,6 @@ class KnownConfig(Section):
     first_labels: bool = True  # clusters from points, boxes, masks; as many peaks as instances
     mining: bool = True  # pseudo ground truth of a class: the best disjoint set of so many
     selection: bool = True  # of pseudo labels: exactly so many, certain masks as they are
-    refine: bool = True  # Mask R-CNN: what is doubtful teaches less, what is known in full
     evaluation: bool = False  # selection on the photos that results are judged on, too
 
 

@@ -175,7 +175,10 @@ def _add_doubts(results: list[dict[str, Any]], found: Instances, regions: Region
         certain = certain_instance(regions, scores[:, class_id])
         for index in np.flatnonzero(found.class_ids == class_id):
             proposal = int(found.proposal[index])
-            results[index] |= {"members": round(float(strength[proposal]), 4), "certain": proposal == certain}
+            if proposal < 0:  # a mask that somebody drew
+                results[index] |= {"members": 0.0, "certain": True}
+            else:
+                results[index] |= {"members": round(float(strength[proposal]), 4), "certain": proposal == certain}
 
 
 def write_results(path: str | Path, images: Iterable[list[dict[str, Any]]], total: int | None = None) -> int:

@@ -14,7 +14,7 @@ from cim.core.types import PseudoLabels
 from cim.mining.steps import labels_of
 from cim.mining.told import Told
 
-STEPS = 300  # of the search, three times per photo and update: nearly always the best set, in a millisecond
+STEPS = 300  # of the search, three times per photo and update: nearly always the best set, in a few milliseconds
 HALF = 0.5  # share of two instances inside a proposal from which it has merged them
 POSITIVE, COMPLETE, STEP = 0.25, 0.5, 0.1  # CIM's thresholds (METHOD section 5), higher with every branch
 NEAR = 0.1  # mask IoU with all instances below which a proposal is ignored
