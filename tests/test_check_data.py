@@ -151,7 +151,7 @@ def one_without_proposals(ready):
 
 def damaged_proposals(ready):
     store = Store.open(RunPaths(load_config(ready)).proposals("val"), "regions")
-    next(store.files()).write_bytes(b"PK no more")
+    next(store.root.glob("*.npz")).write_bytes(b"PK no more")
 
 
 def proposals_of_another_photo(ready):

@@ -489,3 +489,13 @@ def test_photos_of_no_class(shop, tmp_path):
 def test_vocabulary_opens_no_photo(shop):
     (shop / "train" / "a.jpg").write_text("damaged")
     assert read_vocabulary(shop / "train", shop / "train.csv").classes == ("cat", "dog")
+
+
+def test_a_data_set_of_which_all_is_wanted_stays_itself(tmp_path):
+    photo(tmp_path / "a" / "x.png")
+    photo(tmp_path / "b" / "y.png")
+    dataset = open_folder(tmp_path)
+    assert dataset.where(lambda record: True) is dataset
+    some = dataset.where(lambda record: record.path.name == "y.png")
+    assert [record.path.name for record in some] == ["y.png"] and some.classes == dataset.classes
+    assert len(dataset.where(lambda record: False)) == 0 and len(dataset) == 2

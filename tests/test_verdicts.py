@@ -19,6 +19,7 @@ from cim.evaluation.verdicts import (
     judge_first_labels,
     judge_masks,
     judge_response,
+    keep_verdict,
     load_verdicts,
     mean_overlap,
     save_verdict,
@@ -181,3 +182,16 @@ def test_saved_and_loaded(tmp_path):
 
 def test_worst():
     assert worst(["fine", "failed", "doubtful"]) == "failed" and worst([]) == "fine"
+
+
+def test_what_was_judged_is_judged_again_only_when_it_changed(tmp_path):
+    path, asked = tmp_path / "verdicts.json", []
+
+    def judge() -> Verdict:
+        asked.append(1)
+        return Verdict("fine", f"judged {len(asked)} times")
+
+    assert keep_verdict(path, "CIM", "first", judge) == keep_verdict(path, "CIM", "first", judge)
+    assert keep_verdict(path, "CIM", "second", judge).reason == "judged 2 times"
+    save_verdict(path, "CIM", Verdict("failed", "of version 0.1"))
+    assert keep_verdict(path, "CIM", "second", judge) == load_verdicts(path)["CIM"] == Verdict("fine", "judged 3 times")

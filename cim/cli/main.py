@@ -48,6 +48,7 @@ GROUPS = (
             "proposals": "candidate masks for photos",
             "import": "candidate masks that exist already, and labels of other programs",
             "recall": "how good candidate masks are",
+            "pack": "a store's many files as one, and back",
             "grids": "the published 7x7 files",
             "overlaps": "the published IoU and containment files",
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -138,7 +138,7 @@ def _known(dataset: Dataset, wanted: tuple[str, ...]) -> list[Finding]:
 
 def _check_photos(dataset: Dataset, wanted: tuple[str, ...], how: Thoroughness) -> Finding:
     what = f"photos of {dataset.name}"
-    records = list(dataset)
+    records = dataset.records
     report = run_stage(
         partial(check_photo, deep=how.deep),
         records,
@@ -228,8 +228,9 @@ def _check_proposals(
     try:
         source = open_regions(path)
         negatives = config.data.dataset == "folder" and split == config.data.train_split
-        dataset = replace(dataset, records=[record for record in dataset if record.tags or not negatives])
-        absent = [record for record in dataset if not source.has(record.image_id)]
+        dataset = dataset.where(lambda record: bool(record.tags) or not negatives)
+        there = source.seen()
+        absent = [record for record in dataset if not there(record.image_id)]
     except CimError as error:
         return _failure(error, wanted, what, fix)
     if absent:
@@ -268,15 +269,16 @@ def _check_first_labels(config: Config, dataset: Dataset, name: str, how: Thorou
     try:
         labels = open_clusters(paths.first_labels)
         regions = open_regions(paths.proposals(config.data.train_split))
-        absent = [record for record in dataset if record.tags and not labels.has(record.image_id)]
+        labelled, proposed = labels.seen(), regions.seen()
+        absent = [record for record in dataset if record.tags and not labelled(record.image_id)]
     except CimError as error:
         return [_failure(error, wanted, what, fix)]
     if absent:
         detail = f"{len(absent)} tagged images have none in {paths.first_labels}, e.g. {absent[0].image_id}"
         return [*_check_peaks(config, name), Finding(wanted, what, "missing", detail, fix)]
     check = partial(_check_clusters, labels, regions, len(dataset.classes))
-    records = [record for record in dataset if record.tags and regions.has(record.image_id)]
-    return [_open_some(records, check, wanted, what, fix, Thoroughness(how.deep, 1))]
+    able = dataset.where(lambda record: bool(record.tags) and proposed(record.image_id))
+    return [_open_some(able.records, check, wanted, what, fix, Thoroughness(how.deep, 1))]
 
 
 def _check_clusters(labels: ClusterSource, regions: RegionSource, classes: int, record: Record) -> None:

@@ -47,6 +47,7 @@ class DataConfig(Section):
     features: str | None = None  # maps of a frozen trunk (train.cache_features); may be shared by runs
     first_labels: str | None = None  # clusters store or published label_assign/*.pkl
     scenes: str | None = None  # scenes of known truth (train.scenes); None: <work_dir>/scenes
+    packed: bool = False  # new stores keep all photos' artefacts in one file, not in one each (docs/DATASET.md)
 
 
 class ProposalConfig(Section):

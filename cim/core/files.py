@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -86,10 +87,17 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def npz_content(**arrays: np.ndarray) -> bytes:
+    """What :func:`write_npz` writes."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # the stubs take any name for allow_pickle
+    return content.getvalue()
+
+
 def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
     """Compressed NumPy archive, atomically."""
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # the stubs take any name for allow_pickle
+    with atomic(path) as temporary:
+        temporary.write_bytes(npz_content(**arrays))
 
 
 def file_state(path: str | Path) -> str:

@@ -58,10 +58,8 @@ def run_stage(
     """
     names = [str(item) for item in items] if names is None else list(names)
     report, messages = StageReport(), {}
-    numbered = list(enumerate(items))
-    for index, message in tqdm(
-        _outcomes(function, numbered, workers, scheduler), total=len(items), desc=description, unit="image", leave=True
-    ):
+    outcomes = _outcomes(function, enumerate(items), workers, scheduler)
+    for index, message in tqdm(outcomes, total=len(items), desc=description, unit="image", leave=True):
         if message is None:
             report.done += 1
         else:

@@ -8,6 +8,7 @@ table. NumPy only; :func:`overlaps` also takes torch tensors on any device.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -305,25 +306,31 @@ class RegionSet:
 
     # ------------------------------------------------------------------ disk
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What :meth:`save` writes."""
+        return {
+            "atoms": _smallest(self.atoms),
+            "members": np.packbits(self.members, axis=1),
+            "shape": np.array(self.members.shape, np.int64),
+            "atom_areas": self.atom_areas,
+            "scores": self.scores.astype(np.float32),
+        }
+
     def save(self, path: str | Path) -> None:
         """One small file, written atomically."""
-        write_npz(
-            path,
-            atoms=_smallest(self.atoms),
-            members=np.packbits(self.members, axis=1),
-            shape=np.array(self.members.shape, np.int64),
-            atom_areas=self.atom_areas,
-            scores=self.scores.astype(np.float32),
-        )
+        write_npz(path, **self.arrays())
 
     @classmethod
-    def load(cls, path: str | Path) -> RegionSet:
+    def load(cls, path: str | Path, content: bytes | None = None) -> RegionSet:
         """What :meth:`save` wrote.
+
+        Args:
+            content: of the file, where it has been read already.
 
         Raises:
             CimError: missing, damaged or foreign file.
         """
-        members, areas, scores, atoms = _read(path, with_atoms=True)
+        members, areas, scores, atoms = _read(path, with_atoms=True, content=content)
         loaded = cls(atoms.astype(np.int32), members, scores)
         loaded.__dict__["atom_areas"] = areas  # the cached property, already known
         return loaded
@@ -335,12 +342,18 @@ def load_members(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @overload
-def _read(path: str | Path, with_atoms: Literal[True]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
+def _read(
+    path: str | Path, with_atoms: Literal[True], content: bytes | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
 @overload
-def _read(path: str | Path, with_atoms: Literal[False]) -> tuple[np.ndarray, np.ndarray, np.ndarray, None]: ...
-def _read(path: str | Path, with_atoms: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+def _read(
+    path: str | Path, with_atoms: Literal[False], content: bytes | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, None]: ...
+def _read(
+    path: str | Path, with_atoms: bool, content: bytes | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path if content is None else io.BytesIO(content), allow_pickle=False) as file:
             count, atoms = (int(n) for n in file["shape"])
             members = np.unpackbits(file["members"], axis=1, count=atoms).view(bool)
             areas, scores = file["atom_areas"], file["scores"]
@@ -354,7 +367,7 @@ def _read(path: str | Path, with_atoms: bool) -> tuple[np.ndarray, np.ndarray, n
             if labels is not None and not np.array_equal(np.bincount(labels.ravel(), minlength=atoms), areas):
                 raise ValueError("label map and table disagree")
             return members, areas, scores, labels
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a pack is no directory
         raise CimError("no proposals for this image", path=path, fix="cim proposals") from None
     except Exception as error:  # zipfile, zlib, KeyError, ValueError, EOFError: all mean the same here
         raise CimError(

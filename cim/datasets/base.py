@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +59,13 @@ class Dataset:
 
     def __getitem__(self, index: int) -> Record:
         return self.records[index]
+
+    def where(self, wanted: Callable[[Record], bool]) -> Dataset:
+        """The photos that are wanted; itself when all are, so that records which are made when asked for stay so."""
+        kept = [index for index, record in enumerate(self.records) if wanted(record)]
+        if len(kept) == len(self):
+            return self
+        return replace(self, records=tuple(self.records[index] for index in kept))
 
     @cached_property
     def digest(self) -> str:

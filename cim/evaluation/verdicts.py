@@ -7,7 +7,7 @@ The limits separate runs that work from runs that were broken on purpose (docs/R
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -217,10 +217,20 @@ def _few(names: Sequence[str], limit: int = 3) -> str:
 # ---------------------------------------------------------------------- on disk
 
 
-def save_verdict(path: Path, stage: str, verdict: Verdict) -> None:
-    """Into a run's verdicts.json, beside those of other stages."""
+def save_verdict(path: Path, stage: str, verdict: Verdict, of: str = "") -> None:
+    """Into a run's verdicts.json, beside those of other stages; ``of`` tells what was judged from anything else."""
     content = read_json(path) if path.is_file() else {}
-    write_json(path, {**content, stage: asdict(verdict)}, indent=1)
+    write_json(path, {**content, stage: {**asdict(verdict), **({"of": of} if of else {})}}, indent=1)
+
+
+def keep_verdict(path: Path, stage: str, of: str, judge: Callable[[], Verdict]) -> Verdict:
+    """The verdict on ``of``: the saved one, or else judged now, which may mean to read every artefact, and saved."""
+    saved = read_json(path).get(stage, {}) if path.is_file() else {}
+    if saved.get("of") == of:
+        return _verdict(saved)
+    verdict = judge()
+    save_verdict(path, stage, verdict, of)
+    return verdict
 
 
 def load_verdicts(path: Path) -> dict[str, Verdict]:

@@ -26,7 +26,8 @@ def average_scores(runs: Sequence[Store], output: Store, records: Sequence[Recor
     Raises:
         CimError: an image that a run has not scored, or runs that scored different proposals.
     """
-    for record in tqdm([r for r in records if not output.has(r.image_id)], desc="mean scores", unit="image"):
+    there = output.seen()
+    for record in tqdm([r for r in records if not there(r.image_id)], desc="mean scores", unit="image"):
         output.save(record.image_id, **_mean([(run, run.load(record.image_id)) for run in runs], record.image_id))
 
 

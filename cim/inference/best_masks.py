@@ -26,8 +26,10 @@ def best_masks(dataset: Dataset, source: RegionSource, scores: Store, peaks: Sto
     area: list[float] = []
     holds: list[float] = []
     small: list[np.ndarray] = []
+    proposed, scored = source.seen(), scores.seen()
+    peaked = (lambda image_id: False) if peaks is None else peaks.seen()
     for record in tqdm(dataset, desc="verdict", unit="image"):
-        if not record.tags or not source.has(record.image_id) or not scores.has(record.image_id):
+        if not record.tags or not proposed(record.image_id) or not scored(record.image_id):
             continue
         regions, arrays = source.load(record.image_id), scores.load(record.image_id)
         if not isinstance(regions, RegionSet) or not len(regions):
@@ -42,7 +44,7 @@ def best_masks(dataset: Dataset, source: RegionSource, scores: Store, peaks: Sto
         agreement += (shared / np.maximum(areas[best] + areas[other] - shared, 1)).tolist()
         area += (areas[best] / regions.atoms.size).tolist()
         small += list(masks)
-        places = peaks.load(record.image_id) if peaks is not None and peaks.has(record.image_id) else {}
+        places = peaks.load(record.image_id) if peaks is not None and peaked(record.image_id) else {}
         holds += [_holds(regions, int(b), int(tag), places) for b, tag in zip(best, tags)]
     return BestMasks(
         np.array(class_ids, np.int64),

@@ -213,15 +213,15 @@ def detect(
     What it was made with lies beside it (``<name>.settings.json``). Images without scores are left out, with a
     warning.
     """
-    scored = tuple(record for record in dataset if store.has(record.image_id))
+    has = store.seen()
+    scored = dataset.where(lambda record: has(record.image_id))
     if len(scored) < len(dataset):
         logger.warning("%d of %d images have no scores", len(dataset) - len(scored), len(dataset))
-    dataset = replace(dataset, records=scored)
-    newest = max((store.path(r.image_id).stat().st_mtime_ns for r in scored), default=0)
+    dataset = scored
     settings: dict[str, Any] = {"selection": vars(selection), "branch": branch, "scores": store.provenance}
     if known:
         settings["known"] = dataset.known_digest
-    settings |= {"images": len(scored), "newest": newest, "classes": list(dataset.classes)}
+    settings |= {"images": len(scored), "newest": store.entries.newest(), "classes": list(dataset.classes)}
     note = path.with_suffix(".settings.json")
     there = path.is_file() and note.is_file()
     if there and read_json(note) == as_json(settings | {"bytes": path.stat().st_size}):

@@ -208,12 +208,18 @@ def _spread(values: torch.Tensor, rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def detection_store(
-    root: Path, checkpoint: Path, infer: InferConfig, proposals: dict[str, Any], overwrite: bool = False
+    root: Path,
+    checkpoint: Path,
+    infer: InferConfig,
+    proposals: dict[str, Any],
+    overwrite: bool = False,
+    packed: bool = False,
 ) -> Store:
     """The store of a checkpoint's scores; refuses to mix those of other weights, passes or proposals.
 
     Args:
         proposals: provenance of the proposals that are scored.
+        packed: the form of a new store.
 
     Raises:
         CimError: the folder holds scores made otherwise.
@@ -221,9 +227,9 @@ def detection_store(
     provenance = _made_from(checkpoint, infer, proposals)
     if overwrite:
         if distributed.is_main():
-            Store.create(root, "detections", provenance, overwrite=True)
+            Store.create(root, "detections", provenance, overwrite=True, packed=packed)
         distributed.wait()  # nobody writes before the old ones are gone
-    return Store.create(root, "detections", provenance)
+    return Store.create(root, "detections", provenance, packed=packed)
 
 
 def check_scores(config: Config, split: str) -> None:
@@ -263,7 +269,8 @@ def score_dataset(
     other image: they are listed in the report.
     """
     share = dataset.records[distributed.rank() :: distributed.world()]
-    missing = [record for record in share if not store.has(record.image_id)]
+    there = store.seen()
+    missing = [record for record in share if not there(record.image_id)]
     classes = len(dataset.classes)
 
     def prepare(record: Record) -> tuple[int, list[Sample]]:

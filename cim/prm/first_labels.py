@@ -70,7 +70,8 @@ def store_peaks(
     """
     failed: dict[str, str] = {}
     device = next(net.parameters()).device
-    waiting = [record for record in records if not store.has(record.image_id)]
+    there = store.seen()
+    waiting = [record for record in records if not there(record.image_id)]
     untagged = [record for record in waiting if not record.tags]
     tagged = [record for record in waiting if record.tags]
     for record in untagged:  # nothing to look for: known without the network
@@ -116,7 +117,7 @@ def load_peaks(store: Store, image_id: int | str) -> Peaks:
             raise ValueError("a peak outside its map")
         return Peaks(index, values, (height, width))
     except (KeyError, TypeError, ValueError) as error:
-        raise CimError("damaged peaks file", path=store.path(image_id), found=error, fix="delete it") from error
+        raise CimError("damaged peaks file", path=store.path(image_id), found=error, fix=store.mend) from error
 
 
 # ---------------------------------------------------------------------- labels
@@ -210,8 +211,9 @@ def labelled_tags(dataset: Dataset, clusters: ClusterSource) -> tuple[dict[str, 
     """How many photos have each tag, by class name, and the names of those where the tag has no first label."""
     tags: dict[str, int] = {}
     without: dict[str, list[str]] = {}
+    there = clusters.seen()
     for record in dataset:
-        found = set(clusters.load(record.image_id).class_ids.tolist()) if clusters.has(record.image_id) else set()
+        found = set(clusters.load(record.image_id).class_ids.tolist()) if there(record.image_id) else set()
         for tag in record.tags:
             name = dataset.classes[tag]
             tags[name] = tags.get(name, 0) + 1
@@ -226,7 +228,8 @@ def export_label_assign(clusters: Path, dataset: Dataset, path: Path) -> int:
     The format is one object, so it is held in memory once: 4 bytes per proposal and class.
     """
     source = open_clusters(clusters)
-    records = [record for record in dataset if source.has(record.image_id)]
+    there = source.seen()
+    records = [record for record in dataset if there(record.image_id)]
     mats = [mat_from_clusters(source.load(record.image_id), len(dataset.classes)) for record in records]
     write_pickle(path, {"indexes": [record.image_id for record in records], "mat": mats, "score": []})
     return len(records)

@@ -85,7 +85,7 @@ class Task:
     Attributes:
         image_id, size: as in the data set, (H, W).
         photo: file name, for messages.
-        source: ``.mat`` file, ``.npz`` file of a region store, or proposals json; None when there is none.
+        source: ``.mat`` file, region store, or proposals json; None when there is none.
         places: (byte offset, length) of the image's entries in a json.
         allow_empty: keep masks without a pixel.
     """
@@ -93,7 +93,7 @@ class Task:
     image_id: int | str
     size: tuple[int, int]
     photo: str
-    source: Path | None
+    source: Path | Store | None
     places: tuple[tuple[int, int], ...] = ()
     allow_empty: bool = False
 
@@ -110,15 +110,14 @@ class Task:
         """
         if self.source is None:
             raise CimError("no proposals for this image")
+        if isinstance(self.source, Store):
+            regions = self.source.load_regions(self.image_id)
+            if regions.size != tuple(self.size):
+                path = self.source.path(self.image_id)
+                raise CimError("masks are not of the photo's size", path=path, expected=self.size, found=regions.size)
+            return regions
         if self.source.suffix == ".mat":
             return read_cob(self.source, self.size, self.allow_empty)
-        if self.source.suffix == ".npz":
-            regions = RegionSet.load(self.source)
-            if regions.size != tuple(self.size):
-                raise CimError(
-                    "masks are not of the photo's size", path=self.source, expected=self.size, found=regions.size
-                )
-            return regions
         return read_entries(self.source, list(self.places), self.image_id, self.size)
 
 
@@ -150,7 +149,7 @@ def refuse_shared_names(records: Iterable[Record], folder: Path) -> None:
 def tasks_from_store(dataset: Dataset, folder: Path) -> list[Task]:
     """One task per photo, from a region store."""
     store = Store.open(folder, "regions", fix=_REGIONS_FIX)
-    return [Task(r.image_id, r.size, r.path.name, store.path(r.image_id)) for r in dataset]
+    return [Task(r.image_id, r.size, r.path.name, store) for r in dataset]
 
 
 def tasks_from_json(dataset: Dataset, path: Path) -> list[Task]:
@@ -202,14 +201,21 @@ def write_cob(tasks: list[Task], output: Path, run: Run, overwrite: bool = False
     if complete and not overwrite:
         return StageReport()
     sweep(output.parent)
-    sources = sorted({str(task.source.parent) for task in tasks if task.source is not None})
+    found = (task.source for task in tasks if task.source is not None)
+    sources = sorted({str(source.root if isinstance(source, Store) else source.parent) for source in found})
     store = Store.create(parts, GRIDS_KIND, {"sources": sources}, overwrite)
-    report = run(partial(save_grids, store=store), [t for t in tasks if not store.has(t.image_id)], "grids")
+    report = run(partial(save_grids, store=store), _waiting(tasks, store), "grids")
     if not (report.failed and complete):  # a complete file is not replaced by one with gaps
-        write_pickle(output, _cob_content(store, [t.image_id for t in tasks if store.has(t.image_id)]))
+        there = store.seen()
+        write_pickle(output, _cob_content(store, [t.image_id for t in tasks if there(t.image_id)]))
     if not report.failed:
         shutil.rmtree(parts)
     return report
+
+
+def _waiting(tasks: list[Task], store: Store) -> list[Task]:
+    there = store.seen()
+    return [task for task in tasks if not there(task.image_id)]
 
 
 def _cob_content(store: Store, image_ids: list[int | str]) -> dict[str, list[Any]]:
@@ -233,8 +239,7 @@ def write_matrices(
 
 def write_regions(tasks: list[Task], store: Store, run: Run) -> StageReport:
     """A region store, one file per image; those that exist are kept."""
-    waiting = [task for task in tasks if not store.has(task.image_id)]
-    return run(partial(save_regions, store=store), waiting, "proposals")
+    return run(partial(save_regions, store=store), _waiting(tasks, store), "proposals")
 
 
 def write_grids(source: CobPickle, store: Store) -> StageReport:
@@ -244,5 +249,6 @@ def write_grids(source: CobPickle, store: Store) -> StageReport:
         proposals = source.load(image_id)
         store.save(image_id, boxes=proposals.boxes, grids=proposals.grids, scores=proposals.scores)
 
-    waiting = [image_id for image_id in source.ids() if not store.has(image_id)]
+    there = store.seen()
+    waiting = [image_id for image_id in source.ids() if not there(image_id)]
     return run_stage(save, waiting, description="grids")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -42,8 +42,14 @@ class ProposalStage:
     mat: Path | None = None
     mat_layout: Literal["voc", "coco"] = "voc"
 
-    def done(self, record: Record) -> bool:
-        return self.store.has(record.image_id) and (self.mat is None or self._mat_path(record).is_file())
+    def waiting(self, records: Iterable[Record]) -> list[Record]:
+        """Photos that are not done."""
+        there = self.store.seen()
+        return [
+            record
+            for record in records
+            if not there(record.image_id) or (self.mat is not None and not self._mat_path(record).is_file())
+        ]
 
     def __call__(self, record: Record) -> None:
         """Raises:

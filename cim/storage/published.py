@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -125,6 +126,7 @@ class RegionSource(Protocol):
     @property
     def provenance(self) -> dict[str, Any]: ...
     def has(self, image_id: int | str) -> bool: ...
+    def seen(self) -> Callable[[int | str], bool]: ...
     def load(self, image_id: int | str) -> RegionSet | PublishedProposals: ...
 
 
@@ -140,6 +142,10 @@ class _InStore:
 
     def has(self, image_id: int | str) -> bool:
         return self.store.has(image_id)
+
+    def seen(self) -> Callable[[int | str], bool]:
+        """:meth:`has` of what is there now, for many images."""
+        return self.store.seen()
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,10 @@ class CobPickle:
     def has(self, image_id: int | str) -> bool:
         return str(image_id) in self._row
 
+    def seen(self) -> Callable[[int | str], bool]:
+        """:meth:`has`: all is in memory."""
+        return self.has
+
     def load(self, image_id: int | str) -> PublishedProposals:
         row = self._row.get(str(image_id))
         if row is None:
@@ -227,12 +237,13 @@ def having_proposals(dataset: Dataset, source: RegionSource) -> Dataset:
     Raises:
         CimError: none has.
     """
-    records = tuple(record for record in dataset if source.has(record.image_id))
-    if len(dataset) and not records:
+    there = source.seen()
+    able = dataset.where(lambda record: there(record.image_id))
+    if len(dataset) and not len(able):
         raise CimError(f"no image of {dataset.name} has proposals", fix="cim proposals CONFIG")
-    if len(records) < len(dataset):
-        logger.warning("%d of %d images have no proposals and are left out", len(dataset) - len(records), len(dataset))
-    return replace(dataset, records=records)
+    if len(able) < len(dataset):
+        logger.warning("%d of %d images have no proposals and are left out", len(dataset) - len(able), len(dataset))
+    return able
 
 
 class ClusterSource(Protocol):
@@ -241,6 +252,7 @@ class ClusterSource(Protocol):
     @property
     def provenance(self) -> dict[str, Any]: ...
     def has(self, image_id: int | str) -> bool: ...
+    def seen(self) -> Callable[[int | str], bool]: ...
     def load(self, image_id: int | str) -> Clusters: ...
 
 
@@ -282,6 +294,10 @@ class LabelAssignPickle:
 
     def has(self, image_id: int | str) -> bool:
         return str(image_id) in self._row
+
+    def seen(self) -> Callable[[int | str], bool]:
+        """:meth:`has`: all is in memory."""
+        return self.has
 
     def load(self, image_id: int | str) -> Clusters:
         row = self._row.get(str(image_id))

@@ -67,11 +67,13 @@ def missing_stages(config: Config) -> list[str]:
     if regions is None and config.data.dataset != "folder":
         raise CimError("no proposals for training", path=path, fix=_proposals_fix(config))
     ours = regions is not None and regions.provenance == as_json(provenance(proposer_options(config.proposals)))
-    if regions is None or (ours and not all(map(regions.has, tagged))):
+    proposed = (lambda image_id: False) if regions is None else regions.seen()
+    if regions is None or (ours and not all(map(proposed, tagged))):
         missing.append("proposals")
     if config.loss.first_labels:
         clusters = open_clusters(labels) if labels.exists() else None
-        if regions is None or clusters is None or missing or not all(clusters.has(i) for i in tagged if regions.has(i)):
+        labelled = (lambda image_id: False) if clusters is None else clusters.seen()
+        if regions is None or clusters is None or missing or not all(labelled(i) for i in tagged if proposed(i)):
             if config.prm.checkpoint is None and config.assign.points is None and not paths.prm_checkpoint.exists():
                 missing.append("prm")
             missing.append("first_labels")
@@ -87,14 +89,15 @@ def check_images(dataset: Dataset, regions: RegionSource, clusters: ClusterSourc
     if distributed.rank():
         return
     found: Counter[str] = Counter()
+    proposed, labelled = regions.seen(), None if clusters is None else clusters.seen()
     for record in dataset:
         if not record.tags:
             found["without tags (skipped)"] += 1
-        elif not regions.has(record.image_id):
+        elif not proposed(record.image_id):
             found["without proposals (skipped)"] += 1
         else:
             found["usable"] += 1
-            if clusters is not None and not clusters.has(record.image_id):
+            if labelled is not None and not labelled(record.image_id):
                 found["without first labels"] += 1
     parts = ", ".join(f"{count} {what}" for what, count in found.items())
     logger.info("%s: %d images, %d classes: %s", dataset.name, len(dataset), len(dataset.classes), parts)

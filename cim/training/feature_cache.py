@@ -5,6 +5,7 @@ A folder with a manifest (which trunk, which weights) and one float16 ``.npy`` p
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cim.core.errors import CimError
-from cim.core.files import atomic
 from cim.core.photo import read_photo
 from cim.datasets.base import Dataset, Record
 from cim.storage.store import Store
@@ -29,16 +29,16 @@ class FeatureCache:
     store: Store
 
     @classmethod
-    def create(cls, root: Path, trunk: str, weights: str) -> FeatureCache:
-        """Open or begin the cache of one trunk.
+    def create(cls, root: Path, trunk: str, weights: str, packed: bool = False) -> FeatureCache:
+        """Open or begin the cache of one trunk; a new one may be ``packed``.
 
         Raises:
             CimError: the folder holds the features of another trunk.
         """
-        return cls(Store.create(root, "features", {"trunk": trunk, "weights": weights}))
+        return cls(Store.create(root, "features", {"trunk": trunk, "weights": weights}, packed=packed))
 
     def path(self, image_id: int | str, side: int) -> Path:
-        return self.store.path(image_id).with_suffix(f".{side}.npy")
+        return self.store.path(image_id, _ending(side))
 
     def load(self, image_id: int | str, side: int) -> Tensor:
         """float16 [D, h, w].
@@ -48,9 +48,12 @@ class FeatureCache:
         """
         path = self.path(image_id, side)
         try:
-            return torch.from_numpy(np.load(path, allow_pickle=False))
+            content = self.store.read(image_id, _ending(side))
+            if content is None:
+                raise FileNotFoundError("nothing there")
+            return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
-            raise CimError("cannot read features", path=path, found=error, fix="delete it and run again") from error
+            raise CimError("cannot read features", path=path, found=error, fix=self.store.mend) from error
 
     @torch.inference_mode()
     def fill(
@@ -60,7 +63,8 @@ class FeatureCache:
 
         Unreadable photos are left out; whoever needs their features reports them.
         """
-        missing = [(r, side) for r in dataset for side in sides if not self.path(r.image_id, side).is_file()]
+        there = {side: self.store.seen(_ending(side)) for side in sides}
+        missing = [(r, side) for r in dataset for side in sides if not there[side](r.image_id)]
         for record, side in tqdm(missing, desc="features", unit="image", disable=not missing):
             self._compute(features, record, side, device)
 
@@ -70,5 +74,10 @@ class FeatureCache:
         except CimError:
             return
         values = features(resized(photo, side).to(device))[0].half().cpu().numpy()
-        with atomic(self.path(record.image_id, side)) as temporary, open(temporary, "wb") as file:
-            np.save(file, values)
+        content = io.BytesIO()
+        np.save(content, values)
+        self.store.write(record.image_id, content.getvalue(), _ending(side))
+
+
+def _ending(side: int) -> str:
+    return f".{side}.npy"

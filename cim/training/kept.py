@@ -42,7 +42,9 @@ def cached_pooled(config: Config, model: CIMNet, source: CIMSource, device: torc
     Raises:
         CimError: the folder holds those of another trunk, of other proposals or other photos.
     """
-    cache = PooledCache.create(RunPaths(config).features, pooled_from(config, source.regions, source.dataset))
+    cache = PooledCache.create(
+        RunPaths(config).features, pooled_from(config, source.regions, source.dataset), config.data.packed
+    )
     if distributed.is_main():
         model.to(device).eval()
         cache.fill(model, replace(source, max_proposals=None), config.train.sides[0], device)
@@ -82,7 +84,7 @@ def cached_features(config: Config, model: CIMNet, dataset: Dataset, device: tor
             "features cannot be kept", expected="a frozen trunk and no flips", fix="--set train.cache_features=false"
         )
     trunk = f"{config.model.backbone} ({' + '.join(map(str, model.backbone.parts))} channels)"
-    cache = FeatureCache.create(RunPaths(config).features, trunk, trunk_weights(config))
+    cache = FeatureCache.create(RunPaths(config).features, trunk, trunk_weights(config), config.data.packed)
     if distributed.is_main():
         cache.fill(model.to(device).eval().features, dataset, train.sides, device)
     distributed.wait()
@@ -116,7 +118,7 @@ def with_scenes(config: Config, model: CIMNet, source: CIMSource, device: torch.
     mixed = SceneSource(scenes, len(source.dataset.classes), min(train.sides), train.max_proposals)
     if source.pooled is not None:
         made_from = {**source.pooled.store.provenance, "photos": None, "scenes": scenes.store.provenance}
-        cache = PooledCache.create(paths.scenes / "pooled", made_from)
+        cache = PooledCache.create(paths.scenes / "pooled", made_from, config.data.packed)
         if distributed.is_main():
             model.to(device).eval()
             cache.fill(model, replace(mixed, max_proposals=None), mixed.side, device)

@@ -38,13 +38,13 @@ class PooledCache:
     store: Store
 
     @classmethod
-    def create(cls, root: Any, made_from: dict[str, Any]) -> PooledCache:
-        """Open or begin the cache of one trunk, one set of proposals and one calibration.
+    def create(cls, root: Any, made_from: dict[str, Any], packed: bool = False) -> PooledCache:
+        """Open or begin the cache of one trunk, one set of proposals and one calibration; a new one may be ``packed``.
 
         Raises:
             CimError: the folder holds something else.
         """
-        return cls(Store.create(root, "pooled", made_from))
+        return cls(Store.create(root, "pooled", made_from, packed=packed))
 
     def load(self, image_id: int | str, count: int) -> Tensor:
         """float16 [N, 2 d].
@@ -57,7 +57,7 @@ class PooledCache:
         """
         pooled = self.store.load(image_id).get("pooled", np.zeros((0, 0), np.float16))
         if len(pooled) != count:
-            path, fix = self.store.path(image_id), "delete it and run again"
+            path, fix = self.store.path(image_id), self.store.mend
             raise CimError("pooled features of other proposals", path=path, expected=count, found=len(pooled), fix=fix)
         return torch.from_numpy(pooled)
 
@@ -73,7 +73,8 @@ class PooledCache:
         """
         assert isinstance(model.roi_head, RegionPool)  # no other head pools
         dataset = source.dataset
-        missing = [n for n, record in enumerate(dataset) if record.tags and not self.store.has(record.image_id)]
+        there = self.store.seen()
+        missing = [n for n, record in enumerate(dataset) if record.tags and not there(record.image_id)]
         for index in tqdm(missing, desc="features", unit="image", disable=not missing):
             try:
                 sample = source.sample_at(index, side, False)

@@ -28,7 +28,7 @@ FIX = "cim scenes CONFIG"
 class Regions(Protocol):
     """Proposals by image id."""
 
-    def has(self, image_id: int | str) -> bool: ...
+    def seen(self) -> Callable[[int | str], bool]: ...
     def load(self, image_id: int | str) -> Any: ...
 
 
@@ -42,8 +42,9 @@ def certain_cutouts(
         photo_of: reads a photo, uint8 [H, W, 3].
     """
     found: dict[int, list[Cutout]] = {}
+    proposed, scored = regions.seen(), scores.seen()
     for record in dataset:
-        if len(record.tags) != 1 or not regions.has(record.image_id) or not scores.has(record.image_id):
+        if len(record.tags) != 1 or not proposed(record.image_id) or not scored(record.image_id):
             continue
         proposals, (class_id,) = regions.load(record.image_id), record.tags
         best = certain_instance(proposals, scores.load(record.image_id)["scores"][:, class_id])
@@ -89,14 +90,14 @@ class Scenes:
     regions: Store
 
     @classmethod
-    def create(cls, root: Path, provenance: dict[str, Any], overwrite: bool = False) -> Scenes:
-        """Begin or continue a folder; ``provenance`` names the ``classes``.
+    def create(cls, root: Path, provenance: dict[str, Any], overwrite: bool = False, packed: bool = False) -> Scenes:
+        """Begin or continue a folder; ``provenance`` names the ``classes``, new stores may be ``packed``.
 
         Raises:
             CimError: the folder holds something else.
         """
-        store = Store.create(root / "scenes", "scenes", provenance, overwrite)
-        return cls(store, Store.create(root / "regions", "regions", provenance, overwrite))
+        store = Store.create(root / "scenes", "scenes", provenance, overwrite, packed)
+        return cls(store, Store.create(root / "regions", "regions", provenance, overwrite, packed))
 
     @classmethod
     def open(cls, root: Path) -> Scenes:

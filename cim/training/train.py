@@ -91,7 +91,8 @@ def _train(config: Config, device: torch.device) -> Path:
         source = replace(source, features=cached_features(config, model, dataset, device))
         if train.start is None:
             calibrate(model, source, device)
-    tags = [record.tags for record in dataset if regions.has(record.image_id)]
+    proposed = regions.seen()
+    tags = [record.tags for record in dataset if proposed(record.image_id)]
     schedule = schedule_of(train, tags)
     if train.balance:
         source = replace(source, order=_order(dataset, train))
@@ -138,7 +139,8 @@ def check_cim(config: Config, dataset: Dataset) -> None:
         return
     untrained = config.model.model_copy(update={"weights": RANDOM})
     model = build_model(config.model_copy(update={"model": untrained}), len(dataset.classes))
-    schedule = schedule_of(train, [record.tags for record in dataset if regions.has(record.image_id)])
+    proposed = regions.seen()
+    schedule = schedule_of(train, [record.tags for record in dataset if proposed(record.image_id)])
     images = len(_order(dataset, train)) if train.balance else len(dataset)
     images += scenes_among(images, train)
     meta = describe(config, dataset, regions)

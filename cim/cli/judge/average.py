@@ -30,7 +30,7 @@ def _average(args: argparse.Namespace, config: Config, split: str) -> None:
     runs = [Store.open(path / "detections" / split, "detections", fix=fix) for path in args.runs]
     folder = args.output / "detections" / split
     provenance = {"mean_of": [store.provenance for store in runs]}
-    output = Store.create(folder, "detections", provenance, args.overwrite)
+    output = Store.create(folder, "detections", provenance, args.overwrite, config.data.packed)
     source = open_regions(RunPaths(config).proposals(split))
     dataset = having_proposals(build_dataset(config.data, split), source)
     average_scores(runs, output, dataset.records)

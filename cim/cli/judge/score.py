@@ -14,7 +14,7 @@ from cim.config.run_paths import RunPaths
 from cim.core.errors import CimError
 from cim.core.locks import hold
 from cim.engine.fit import distributed
-from cim.evaluation.verdicts import judge_masks, save_verdict
+from cim.evaluation.verdicts import judge_masks, keep_verdict
 from cim.inference.best_masks import best_masks
 from cim.inference.detections import Selection, detect, upload_name, write_upload
 from cim.inference.scores import detection_store, evaluation_dir, find_checkpoint, load_trained, score_dataset
@@ -46,7 +46,8 @@ def main(args: argparse.Namespace) -> int:
                 found=", ".join(trained.classes[:5]),
                 fix="pass the config that the network was trained with",
             )
-        store = detection_store(folder, checkpoint, config.infer, source.provenance, args.overwrite)
+        made_from, packed = source.provenance, config.data.packed
+        store = detection_store(folder, checkpoint, config.infer, made_from, args.overwrite, packed)
         dataset = having_proposals(dataset, source)
         report = score_dataset(trained.model, dataset, source, store, config.infer, device)
         if distributed.is_main():
@@ -59,8 +60,14 @@ def main(args: argparse.Namespace) -> int:
             elif dataset.annotations is not None:
                 logger.info("next: %s", _next(args, results))
             if split == config.data.train_split:
-                verdict = judge_masks(best_masks(dataset, source, store, _peaks(paths.peaks(split))), dataset.classes)
-                save_verdict(paths.verdicts, "CIM", verdict)
+                peaks = _peaks(paths.peaks(split))
+                of = f"{dataset.digest}, {store.entries.newest()}, {peaks and peaks.entries.newest()}"
+                verdict = keep_verdict(
+                    paths.verdicts,
+                    "CIM",
+                    of,
+                    lambda: judge_masks(best_masks(dataset, source, store, peaks), dataset.classes),
+                )
                 logger.info("%s", verdict.line("CIM"))
         return report.exit_code()
 

@@ -15,7 +15,7 @@ from cim.core.errors import CimError
 from cim.core.locks import hold
 from cim.core.parallel import StageReport, run_stage
 from cim.datasets.base import Dataset
-from cim.evaluation.verdicts import judge_first_labels, save_verdict
+from cim.evaluation.verdicts import judge_first_labels, keep_verdict
 from cim.prm.evidence import PeakOptions
 from cim.prm.first_labels import (
     AssignOptions,
@@ -77,8 +77,8 @@ def label_from_peaks(args: argparse.Namespace, config: Config) -> int:
     checkpoint = args.checkpoint or RunPaths(config).prm_checkpoint
     net = open_net(config, dataset, checkpoint)
     options = PeakOptions.of(config.assign)
-    provenance = peak_provenance(net, checkpoint, options)
-    store = Store.create(args.peaks or RunPaths(config).peaks(split), "peaks", provenance, args.overwrite)
+    provenance, packed = peak_provenance(net, checkpoint, options), config.data.packed
+    store = Store.create(args.peaks or RunPaths(config).peaks(split), "peaks", provenance, args.overwrite, packed)
     unreadable = store_peaks(
         net,
         dataset.records,
@@ -152,14 +152,15 @@ def _label(
     options = AssignOptions(assign.mean_mask_threshold, assign.iou, assign.background)
     provenance = label_provenance(assign, source, regions, dataset.known_digest if known else None)
     output = args.output or paths.first_labels
-    store = Store.create(output, "clusters", provenance, args.overwrite)
+    store = Store.create(output, "clusters", provenance, args.overwrite, config.data.packed)
     evidence = peaks is not None and assign.evidence
     if peaks is not None and assign.background == "negative" and not evidence:
         raise CimError("negative background is read from class maps", fix="--set assign.evidence=true")
     stage = LabelStage(regions, store, options, len(dataset.classes), peaks, points, evidence, known)
     unreadable = unreadable or {}
     able = having_proposals(dataset, regions)
-    waiting = [r for r in able if not store.has(r.image_id) and r.path.name not in unreadable]
+    there = store.seen()
+    waiting = [r for r in able if not there(r.image_id) and r.path.name not in unreadable]
     report: StageReport = run_stage(
         stage,
         waiting,
@@ -174,7 +175,9 @@ def _label(
     code = report.exit_code()
     logger.info("%s", output)
     if (args.split or config.data.train_split) == config.data.train_split:
-        verdict = judge_first_labels(*labelled_tags(dataset, open_clusters(output)))
-        save_verdict(paths.verdicts, STAGE, verdict)
+        of = f"{dataset.digest}, {store.entries.newest()}"
+        verdict = keep_verdict(
+            paths.verdicts, STAGE, of, lambda: judge_first_labels(*labelled_tags(dataset, open_clusters(output)))
+        )
         logger.info("%s", verdict.line(STAGE))
     return code

@@ -42,8 +42,9 @@ def _make(args: argparse.Namespace, config: Config, paths: RunPaths) -> int:
         "seed": args.seed,
         "proposals": provenance(proposer_options(config.proposals)),
     }
-    scenes = Scenes.create(paths.scenes, made_from | {"scores": scores.provenance}, args.overwrite)
-    missing = [number for number in range(args.count) if not scenes.store.has(number)]
+    scenes = Scenes.create(paths.scenes, made_from | {"scores": scores.provenance}, args.overwrite, config.data.packed)
+    there = scenes.store.seen()
+    missing = [number for number in range(args.count) if not there(number)]
     if missing:
         cutouts = certain_cutouts(dataset, regions, scores, read_photo)
         found = ", ".join(f"{dataset.classes[c]} {len(group)}" for c, group in sorted(cutouts.items()))

@@ -120,6 +120,18 @@ def recall(target: argparse.ArgumentParser) -> None:
     target.add_argument("--no-oracle", action="store_true", help="without the oracle mAP")
 
 
+def pack(target: argparse.ArgumentParser) -> None:
+    describe(
+        target,
+        "All files of a store (proposals, peaks, first labels, features, scores, scenes) in one, for file systems that "
+        "suffer from many small ones. Every command reads and writes either form; --set data.packed=true begins new "
+        "stores so.",
+        "cim pack runs/mine/proposals/train runs/mine/first_labels\n  cim pack --undo runs/mine/first_labels",
+    )
+    target.add_argument("stores", nargs="+", type=Path, metavar="STORE", help="folder with a manifest.json")
+    target.add_argument("--undo", action="store_true", help="a file for each photo again")
+
+
 def grids(target: argparse.ArgumentParser) -> None:
     describe(
         target,

@@ -42,10 +42,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace, config: Config, split: str, source: Path, output: Path) -> int:
-    provenance = _provenance(args, source)
+    provenance, packed = _provenance(args, source), config.data.packed
     if args.source_kind == "pickle":
         pickle = CobPickle(source)
-        store = Store.create(output, GRIDS_KIND, {**provenance, "data_dir": _data_dir(source)}, args.overwrite)
+        store = Store.create(output, GRIDS_KIND, {**provenance, "data_dir": _data_dir(source)}, args.overwrite, packed)
         report = write_grids(pickle, store)
     else:
         dataset = build_dataset(config.data, split)
@@ -54,7 +54,7 @@ def _import(args: argparse.Namespace, config: Config, split: str, source: Path, 
             if args.source_kind == "mat"
             else tasks_from_json(dataset, source)
         )
-        store = Store.create(output, "regions", provenance, args.overwrite)
+        store = Store.create(output, "regions", provenance, args.overwrite, packed)
         report = write_regions(tasks, store, stage_runner(args))
     code = report.exit_code()
     print(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,19 @@ from cim.storage.store import Store
 
 def main(args: argparse.Namespace) -> int:
     """2 when some photos could not be read; the others are done."""
-    settings, records, output, locked, unlisted = _task(args)
+    config = load_config(args.config, args.set) if args.config is not None else None
+    settings, records, output, locked, unlisted = _task(args, config)
     with hold(locked):
-        return _make(args, settings, records, output, unlisted)
+        return _make(args, settings, records, output, unlisted, config is not None and config.data.packed)
 
 
 def _make(
     args: argparse.Namespace,
     settings: ProposalConfig,
-    records: list[Record],
+    records: Sequence[Record],
     output: Path,
     unlisted: list[CimError],
+    packed: bool,
 ) -> int:
     device = str(resolve_device(args.device))
     options = proposer_options(settings)
@@ -43,9 +46,9 @@ def _make(
     if args.export_mat is not None:
         refuse_shared_names(records, args.export_mat)
         sweep(args.export_mat)
-    store = Store.create(output, "regions", provenance(options), args.overwrite)
+    store = Store.create(output, "regions", provenance(options), args.overwrite, packed)
     stage = ProposalStage(store, options, device, args.export_mat, args.mat_layout)
-    waiting = [record for record in records if not stage.done(record)]
+    waiting = stage.waiting(records)
     report = run_stage(
         stage,
         waiting,
@@ -60,13 +63,14 @@ def _make(
     return code
 
 
-def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path, Path, list[CimError]]:
+def _task(
+    args: argparse.Namespace, config: Config | None
+) -> tuple[ProposalConfig, Sequence[Record], Path, Path, list[CimError]]:
     """Settings, photos, where to write, the folder that is locked meanwhile, and what of a folder was not listed."""
     unlisted: list[CimError] = []
-    if (args.config is None) == (args.images is None):
+    if (config is None) == (args.images is None):
         raise CimError("which photos", expected="either CONFIG or --images FOLDER")
-    if args.config is not None:
-        config = load_config(args.config, args.set)
+    if config is not None:
         split = args.split or config.data.train_split
         settings, records = config.proposals, _wanted(build_dataset(config.data, split), split, config)
         output = args.output or RunPaths(config).proposals(split)
@@ -90,10 +94,10 @@ def _task(args: argparse.Namespace) -> tuple[ProposalConfig, list[Record], Path,
     return settings.model_copy(update=given), records, output, locked, unlisted
 
 
-def _wanted(dataset: Dataset, split: str, config: Config) -> list[Record]:
+def _wanted(dataset: Dataset, split: str, config: Config) -> Sequence[Record]:
     """Photos that need proposals: of a folder's training photos those with tags, since negatives have no masks."""
     negatives = config.data.dataset == "folder" and split == config.data.train_split
-    return [record for record in dataset if record.tags or not negatives]
+    return dataset.where(lambda record: bool(record.tags) or not negatives).records
 
 
 def _folder(images: Path) -> tuple[list[Record], list[CimError]]:

@@ -44,7 +44,8 @@ def main(args: argparse.Namespace) -> int:
 
 def _present(truth: GroundTruth, store: Store, allow_missing: bool) -> GroundTruth:
     """The annotated photos that have proposals."""
-    missing = [image_id for image_id in truth.sizes if not store.has(image_id)]
+    there = store.seen()
+    missing = [image_id for image_id in truth.sizes if not there(image_id)]
     if missing and (not allow_missing or len(missing) == len(truth.sizes)):
         raise CimError(
             f"no proposals for {len(missing)} of {len(truth.sizes)} annotated photos",
