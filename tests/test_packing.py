@@ -318,6 +318,24 @@ def test_a_damaged_entry_harms_no_other_and_can_be_made_again(tmp_path, capsys):
     assert len(filled(tmp_path, 3)) == 3 and store.load(1)["b"] == 1
 
 
+@pytest.mark.parametrize("name", ["../out.npz", "/tmp/out.npz", ".hidden.npz", "a/b.npz", "run.sh", "manifest.json"])
+def test_a_name_that_leads_out_of_the_store_is_refused(tmp_path, name):
+    root = tmp_path / "s"
+    filled(root, 1, packed=True).entries.write(name, b"x")
+    with pytest.raises(CimError, match=r"not a pack of ours: .*pack\.sqlite"):
+        unpack(root)
+    assert files(root) == {"manifest.json", PACK} and files(tmp_path) == {"s"}
+
+
+def test_an_entry_that_is_no_file_is_told(tmp_path):
+    store = filled(tmp_path, 1, packed=True)
+    for value in ("text", 7):
+        store.entries.write("0.npz", value)
+        for load in (store.load, store.load_regions):
+            with pytest.raises(CimError, match=r"damaged entry: .*0\.npz"):
+                load(0)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_pack_that_may_only_be_read(tmp_path):
     store = filled(tmp_path / "s", 3, packed=True)

@@ -99,9 +99,16 @@ class Pack:
             return database.execute("SELECT 1 FROM entries WHERE name = ?", (name,)).fetchone() is not None
 
     def names(self) -> list[str]:
-        """Of all entries, in order."""
+        """Of all entries, in order.
+
+        Raises:
+            CimError: damaged, or a name that no store gives: packs come from anywhere, and names become files.
+        """
         with _open(self.file) as database:  # the index answers, contents are not read
-            return [name for (name,) in database.execute("SELECT name FROM entries ORDER BY name")]
+            names = [name for (name,) in database.execute("SELECT name FROM entries ORDER BY name")]
+        if foreign := [name for name in names if not _is_ours(name)]:
+            raise CimError("not a pack of ours", path=self.file, expected="names of files", found=repr(foreign[0]))
+        return names
 
     def newest(self) -> int:
         """When the last entry was written, in ns."""
@@ -115,6 +122,8 @@ class Pack:
         """
         with _open(self.file) as database:
             row = database.execute("SELECT content FROM entries WHERE name = ?", (name,)).fetchone()
+        if row is not None and not isinstance(row[0], bytes):
+            raise CimError("damaged entry", path=self.path(name), expected="bytes", found=type(row[0]).__name__)
         return None if row is None else row[0]
 
     def write(self, name: str, content: bytes) -> None:
@@ -160,6 +169,10 @@ def entries_at(root: Path) -> Folder | Pack:
     return Pack(file) if file.is_file() else Folder(root)
 
 
+def _is_ours(name: object) -> bool:
+    return isinstance(name, str) and name.endswith(ENDINGS) and name[0] != "." and not {"/", "\\", "\0"} & set(name)
+
+
 @contextmanager
 def _open(file: Path, mode: str = "rw", writes: bool = False) -> Iterator[sqlite3.Connection]:
     """A connection that makes no transaction unasked. One that only reads also undoes what a killed writer left, where
@@ -167,6 +180,7 @@ def _open(file: Path, mode: str = "rw", writes: bool = False) -> Iterator[sqlite
     try:
         address = f"{file.absolute().as_uri()}?mode={mode}"
         with closing(sqlite3.connect(address, timeout=_PATIENCE, isolation_level=None, uri=True)) as database:
+            database.execute("PRAGMA trusted_schema = OFF")  # a pack may come from anywhere
             yield database
     except sqlite3.Error as error:
         if (writes or mode == "rwc") and isinstance(error, sqlite3.OperationalError):
