@@ -82,7 +82,7 @@ def make(root: Path, images: int) -> None:
     count, classes = len(next(iter(regions.values()))), len(dataset.classes)
     store = Store.create(paths.proposals(SPLIT), "regions", provenance(proposer_options(config.proposals)))
     _fill(store, dataset, lambda target, record: target.save_regions(record.image_id, regions[record.size]))
-    made_from = label_provenance(config.assign, {"points": "points"}, open_regions(store.root))
+    made_from = label_provenance(config.assign, {"points": "points"}, open_regions(store.root), None)
     numbers = np.arange(count)
     labels = Store.create(paths.first_labels, "clusters", made_from)
     _fill(labels, dataset, lambda target, record: target.save(record.image_id, class_ids=numbers, cluster=numbers))
