@@ -344,6 +344,30 @@ def test_a_crowd_or_a_bare_category_leaves_the_number_open(shop, crowd):
     assert opened(shop, "c.json")["b.jpg"] == NOTHING
 
 
+def counted(counts: object, *annotations: dict, photo: str = "a.jpg") -> dict:
+    content = coco(*({"image_id": 7, **line} for line in annotations))
+    content["images"] = [{"id": 7, "file_name": photo, "height": 20, "width": 30, "counts": counts}]
+    return content
+
+
+def test_counts_of_a_coco_json_replace_those_of_the_tags(shop):
+    write(shop / "c.json", counted({"dog": 3, "cat": 2}, {"segmentation": [FLAT]}))
+    known = opened(shop, "c.json")["a.jpg"]
+    assert known.counts == ((0, 2), (1, 3))
+    assert [mark.class_id for mark in known.marks] == [1]
+    write(shop / "d.json", counted({"dog": 1}))
+    known = opened(shop, "c.json", "d.json")["a.jpg"]
+    assert known.counts == ((0, 2), (1, 1))
+    assert known.marks == ()
+    write(shop / "e.json", counted({}, {"segmentation": [FLAT]}))
+    assert opened(shop, "d.json", "e.json")["a.jpg"].counts == ((1, 2),)  # a later file forgets an earlier one's count
+
+
+def test_a_count_of_null_leaves_the_number_open(shop):
+    write(shop / "c.json", counted({"dog": None}, {"segmentation": [FLAT]}, photo="b.jpg"))
+    assert opened(shop, "c.json")["b.jpg"] == NOTHING
+
+
 def bad(name: str, content: object, message: str) -> tuple[str, object, str]:
     return name, content, message
 
@@ -365,6 +389,13 @@ BAD = [
     bad("c.json", coco({"bbox": [3, 2, 0, 8]}), "box without pixels"),
     bad("c.json", coco({"bbox": [3, 2, "x", 8]}), "damaged annotation"),
     bad("c.json", coco({"category_id": 99}), "unknown image or category"),
+    bad("c.json", counted({"dog": 0}), "take the tag away"),
+    bad("c.json", counted({"dog": 1001}), "a count of 'dog' beyond reason"),
+    bad("c.json", counted({"dog": True}), "a count of 'dog' beyond reason"),
+    bad("c.json", counted({"dog": "2"}), "a count of 'dog' beyond reason"),
+    bad("c.json", counted([3]), "damaged counts"),
+    bad("c.json", counted({"dog": 1}, {"segmentation": [FLAT]}, {"segmentation": [FLAT]}), "more marks than instances"),
+    bad("c.json", counted({"cow": 1}), "no such class"),
     bad("c.json", "{", "not a json file"),
     bad("c.json", {"key": 1}, "no known form"),
     bad("c.txt", "dog", "no known form"),

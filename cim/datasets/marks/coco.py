@@ -1,4 +1,4 @@
-"""COCO's json: points (visible key points), boxes, masks, on all photos or on some."""
+"""COCO's json: points (visible key points), boxes, masks, on all photos or on some; and, beyond COCO, counts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from cim.core.errors import CimError
+from cim.datasets.known import MOST
 from cim.datasets.marks.given import Given, Point
 
 _VISIBLE = 2  # COCO's flag of a key point that can be seen; one that is hidden lies in something else
@@ -19,7 +20,8 @@ def is_coco(content: Any) -> TypeGuard[dict[str, Any]]:
 def read_coco_marks(path: Path, content: dict[str, Any]) -> Iterator[Given]:
     """The instances of a file; a mask says more than its box, which is then left out.
 
-    A crowd, and an annotation with a category alone, leave it open how many of its class there are.
+    A crowd, and an annotation with a category alone, leave it open how many of its class there are. ``counts`` of an
+    image, {class name: number}, says how many; null leaves it open.
 
     Raises:
         CimError: not such a json.
@@ -30,15 +32,34 @@ def read_coco_marks(path: Path, content: dict[str, Any]) -> Iterator[Given]:
         lines = list(content["annotations"])
     except (KeyError, TypeError):
         raise CimError("not a COCO json", path=path, expected="images and categories with id and name") from None
+    for entry in images.values():
+        yield from _counts(entry, f"{path}, image {entry['id']}")
     for number, line in enumerate(lines, 1):
         where = f"{path}, annotation {line.get('id', number) if isinstance(line, dict) else number}"
         try:
             image, label = images[line["image_id"]], names[line["category_id"]]
-            photo, size = str(image["file_name"]), (image.get("height"), image.get("width"))
+            photo, size = str(image["file_name"]), _size(image)
         except (KeyError, TypeError):
             raise CimError("annotation of an unknown image or category", path=where) from None
-        told = (int(size[0]), int(size[1])) if size[0] and size[1] else None
-        yield Given(where, photo, label, size=told, **({} if line.get("iscrowd") else _marks(line, where)))
+        yield Given(where, photo, label, size=size, **({} if line.get("iscrowd") else _marks(line, where)))
+
+
+def _size(image: dict[str, Any]) -> tuple[int, int] | None:
+    height, width = image.get("height"), image.get("width")
+    return (int(height), int(width)) if height and width else None
+
+
+def _counts(image: dict[str, Any], where: str) -> Iterator[Given]:
+    counts = image.get("counts") or {}
+    if not isinstance(counts, dict) or (counts and "file_name" not in image):
+        expected = "a file_name, and {class name: number}"
+        raise CimError("damaged counts", path=where, expected=expected, found=str(counts)[:40])
+    for label, count in counts.items():
+        if count is not None and (type(count) is not int or not 1 <= count <= MOST):
+            fix = "take the tag away from the photo if the class is not there" if count == 0 else None
+            expected = f"1 to {MOST}, or null"
+            raise CimError(f"a count of '{label}' beyond reason", path=where, expected=expected, found=count, fix=fix)
+        yield Given(where, str(image["file_name"]), label, size=_size(image), count=count)
 
 
 def _marks(line: dict[str, Any], where: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Given:
         outlines: polygons whose union it is.
         mask: anything that :func:`cim.core.run_lengths.as_rle` takes, or bool [H, W]; None: not given.
         size: (H, W) of the photo that was marked; None: not told.
+        count: how many instances of the class the photo has; None: not told. With it, this is no instance itself.
     """
 
     where: str
@@ -40,11 +41,12 @@ class Given:
     outlines: tuple[tuple[Point, ...], ...] = ()
     mask: Any = None
     size: tuple[int, int] | None = None
+    count: int | None = None
 
     @property
     def open(self) -> bool:
         """Does it say no more than a tag?"""
-        return not (self.points or self.box or self.outlines or self.mask is not None)
+        return self.count is None and not (self.points or self.box or self.outlines or self.mask is not None)
 
     def mark(self, class_id: int, size: tuple[int, int]) -> Mark:
         """As a mark of a class in a photo of (H, W) pixels.

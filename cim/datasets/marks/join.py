@@ -39,10 +39,12 @@ def with_known(
     """
     places = {record.path: number for number, record in enumerate(records)}
     marks: list[Marks] = [{} for _ in records]
+    numbers: list[dict[int, int]] = [{} for _ in records]  # of files
     sources: list[dict[int, str]] = [{} for _ in records]
     names = _Names(PhotoFinder(images))
     for file in files:
         found: dict[int, dict[int, list[Mark] | None]] = {}  # None: open
+        counted: dict[int, dict[int, int]] = {}
         for given in read_marks(file):
             number = places.get(names.path(given))
             if number is None:
@@ -55,6 +57,9 @@ def with_known(
             sources[number][class_id] = given.where
             if given.open:
                 of_photo[class_id] = None
+            elif given.count is not None:
+                of_photo.setdefault(class_id, [])
+                counted.setdefault(number, {})[class_id] = given.count
             elif class_id not in of_photo:
                 of_photo[class_id] = [given.mark(class_id, record.size)]
             else:
@@ -62,9 +67,11 @@ def with_known(
                 of_photo[class_id] = None if others is None else [*others, mark]
         for number, by_class in found.items():
             marks[number] |= {class_id: tuple(of or ()) for class_id, of in by_class.items()}
+            earlier = {class_id: count for class_id, count in numbers[number].items() if class_id not in by_class}
+            numbers[number] = earlier | counted.get(number, {})
     return tuple(
-        _known(record, told, of_photo, where)
-        for record, told, of_photo, where in zip(records, counts, marks, sources, strict=True)
+        _known(record, {**told, **of_files}, of_photo, where)
+        for record, told, of_files, of_photo, where in zip(records, counts, numbers, marks, sources, strict=True)
     )
 
 
