@@ -8,6 +8,7 @@ setup(
     package_data={
         "cim": ["py.typed"],
         "cim.report": ["templates/*.j2"],
+        "cim.review": ["page/*"],
         "cim.configs": ["*.yaml"],
         "cim.configs.mmdet": ["*.py"],
     },

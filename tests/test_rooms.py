@@ -10,7 +10,7 @@ import pytest
 CIM = Path(__file__).resolve().parent.parent / "cim"
 ROOMS = [
     *("core", "datasets", "storage", "models", "proposals", "mining", "engine", "evaluation", "config"),
-    *("pictures", "prm", "training", "inference", "labels", "mask_rcnn", "prediction", "report", "cli"),
+    *("pictures", "prm", "training", "inference", "labels", "mask_rcnn", "prediction", "report", "review", "cli"),
 ]
 MODULES = sorted(path for path in CIM.rglob("*.py") if path.parent != CIM)
 

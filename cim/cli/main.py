@@ -76,6 +76,7 @@ GROUPS = (
             "compare": "runs side by side",
             "visualize": "instances painted over photos",
             "report": "one page about a run",
+            "review": "accept, delete and replace masks in the browser",
         },
     ),
     Group(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cim.config.schema import Config
 
+CORRECTIONS = "corrections.json"  # in the run folder
+
 
 class RunPaths:
     """Paths derived from a config; nothing is created here."""
@@ -102,6 +104,11 @@ class RunPaths:
     @property
     def pictures(self) -> Path:
         return self.work_dir / "pictures"
+
+    @property
+    def corrections(self) -> Path:
+        """What a person said in a review; known of the training photos from then on."""
+        return self.work_dir / CORRECTIONS
 
     @property
     def report(self) -> Path:

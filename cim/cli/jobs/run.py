@@ -15,6 +15,7 @@ from cim.cli.flow import Stage, done_otherwise, preparation, pseudo_labels, run_
 from cim.cli.jobs.changes import ask
 from cim.cli.worker import warm_up
 from cim.config.loading import config_text, load_config, override
+from cim.config.run_paths import CORRECTIONS
 from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.files import file_state, read_json, write_json, write_text
@@ -121,8 +122,8 @@ def resolve(args: argparse.Namespace) -> Config:
         "val_annotations": args.val_masks,
     }
     settings: dict[str, object] = {f"data.{key}": str(value) for key, value in data.items() if value is not None}
-    if args.known:
-        settings["data.known"] = [str(path) for path in args.known]
+    if known := [*args.known, *corrections(args)]:
+        settings["data.known"] = [str(path) for path in known]
     settings |= {"work_dir": str(args.output), "name": args.output.name, "device": args.device}
     if args.weights:
         weights = str(args.weights.resolve())  # the networks are used from other folders, too
@@ -174,15 +175,22 @@ def _decode(photo: Path) -> None:
     read_photo(photo)
 
 
+def corrections(args: argparse.Namespace) -> list[Path]:
+    """What was said in a review of this run, if there was one."""
+    path = args.output / CORRECTIONS
+    return [path] if path.is_file() else []
+
+
 def state_of(args: argparse.Namespace) -> str:
-    """Photos and tags as they are now: when they change, finished stages look again. What the run writes is no input,
-    wherever its folder lies."""
+    """Photos, tags and corrections as they are now: when they change, finished stages look again. What the run itself
+    writes is no input, wherever its folder lies."""
     files = [path for path in (args.tags, args.val_tags, args.val_masks, *args.known) if path and path.is_file()]
     folders = [path for path in (args.images, args.negatives, args.val, *args.known) if path and path.is_dir()]
     for folder in folders:
         files += sorted(path for path in folder.rglob("*") if path.is_file())
     run_dir = args.output.resolve()
-    return "".join(f"\n{file_state(path)}" for path in files if run_dir not in path.resolve().parents)
+    files = [path for path in files if run_dir not in path.resolve().parents]
+    return "".join(f"\n{file_state(path)}" for path in [*files, *corrections(args)])
 
 
 def training(config: Path, masks: bool) -> list[Stage]:

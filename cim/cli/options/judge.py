@@ -154,3 +154,15 @@ def report(target: argparse.ArgumentParser) -> None:
     target.add_argument("--output", type=Path, help="default: RUN/report.html")
     target.add_argument("--each", type=int, default=6, help="best, worst and random photos each (6)")
     target.add_argument("--seed", type=int, default=0, help="of the random photos")
+
+
+def review(target: argparse.ArgumentParser) -> None:
+    describe(
+        target,
+        "One page in the browser, for this machine alone: the photos of a run, most doubtful first, with their masks "
+        "to accept, delete and replace. All is saved at once, to RUN/corrections.json; the same cim run goes on from it.",
+        "cim review runs/mine",
+    )
+    target.add_argument("run", type=Path, help="the run folder (work_dir of its config)")
+    target.add_argument("--config", help="yaml file or name (default: RUN/config.yaml or RUN/train/config.yaml)")
+    target.add_argument("--port", type=int, default=0, help="of the page's address (default: any that is free)")
