@@ -28,7 +28,7 @@ PAGE = {"": "index.html", "review.js": "review.js", "review.css": "review.css"}
 KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 LARGEST = 100_000  # bytes of a change
 SAFE = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",

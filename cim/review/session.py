@@ -65,7 +65,7 @@ class Session:
                 "size": [int(side) for side in record.size],
                 "classes": [{"id": tag, "name": self.desk.dataset.classes[tag]} for tag in record.tags],
                 "regions": list(regions.members.shape),
-                "ranking": self.desk.ranking(sheet, regions).round(4).tolist(),
+                "ranking": self.desk.ranking(sheet, regions).tolist(),
                 **self._shown(place),
             }
 
@@ -171,6 +171,7 @@ class Session:
             | {"score": sheet.found.scores.get(shape), "mask": shape.mask}
             for shape in self._shapes(sheet, decision)
         ]
+        deleted = [{"key": key_of(shape), "class_id": shape.class_id, "mask": shape.mask} for shape in decision.deleted]
         numbers = [
             {"class_id": tag, "number": decision.numbers.get(tag), "told": sheet.found.told.get(tag)}
             for tag in sheet.record.tags
@@ -180,6 +181,7 @@ class Session:
             "place": place,
             "state": self._state_of(sheet),
             "shapes": shapes,
+            "deleted": deleted,
             "numbers": numbers,
             "undo": len(self._past),
         }

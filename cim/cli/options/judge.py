@@ -160,7 +160,7 @@ def review(target: argparse.ArgumentParser) -> None:
     describe(
         target,
         "One page in the browser, for this machine alone: the photos of a run, most doubtful first, with their masks "
-        "to accept, delete and replace. All is saved at once, to RUN/corrections.json; the same cim run goes on from it.",
+        "to accept, delete and replace. All is saved at once in RUN/corrections.json, for the same cim run to heed.",
         "cim review runs/mine",
     )
     target.add_argument("run", type=Path, help="the run folder (work_dir of its config)")

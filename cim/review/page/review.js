@@ -4,6 +4,7 @@ const COLOURS = [[230, 75, 53], [0, 122, 204], [0, 158, 115], [240, 170, 0], [15
 const BLACK = [0, 0, 0];
 const WHITE = [255, 255, 255];
 const ALIKE = 0.9; // IoU from which a proposal is a mask that is shown already
+const SHARED = 0.5; // of the smaller of two masks of a class: the one that is added takes the other's place
 const SHOWN = 6; // proposals in the list
 const byId = (id) => document.getElementById(id);
 
@@ -128,7 +129,7 @@ const holds = (proposal, atom) => photo.members[proposal * Math.ceil(photo.regio
 /** What is shown of each mask, pixels and their number in every atom, kept as long as the photo is open. */
 function update(answer) {
   Object.assign(photo, answer);
-  for (const shape of photo.shapes) {
+  for (const shape of [...photo.shapes, ...photo.deleted]) {
     if (!photo.pixels.has(shape.key)) {
       const pixels = pixelsOf(shape.mask, photo.size);
       const shares = new Float64Array(photo.regions[1]);
@@ -142,29 +143,43 @@ function update(answer) {
   draw();
 }
 
-/** The proposals at the pointer, best for the class first, without those that are shown as masks of it already. */
+/** The proposals at the pointer, best for the class first, without those that are shown as masks of it already.
+ *  Those that were deleted, or would take the place of an accepted mask, come last. */
 function look() {
   under = [];
   rank = 0;
-  if (pointer && photo.atoms.length) {
+  if (pointer) {
     const atom = photo.atoms[pointer[1] * photo.size[1] + pointer[0]];
     const column = photo.classes.findIndex((c) => c.id === classId);
-    const known = photo.shapes.filter((s) => s.class_id === classId).map((s) => photo.pixels.get(s.key));
+    const others = [...photo.shapes, ...photo.deleted.map((shape) => ({ ...shape, deleted: true }))]
+      .filter((shape) => shape.class_id === classId);
     for (let proposal = 0; proposal < photo.regions[0]; proposal++) {
       if (!holds(proposal, atom)) continue;
-      let area = 0;
-      const shared = known.map(() => 0);
-      for (let a = 0; a < photo.regions[1]; a++) {
-        if (!holds(proposal, a)) continue;
-        area += photo.areas[a];
-        known.forEach((shape, n) => { shared[n] += shape.shares[a]; });
-      }
-      if (known.some((shape, n) => shared[n] / (area + shape.area - shared[n]) > ALIKE)) continue;
-      under.push({ proposal, area, score: photo.ranking[proposal][column] });
+      const { area, shared } = overlap(proposal, others);
+      const alike = others.filter((shape, n) => shared[n] / (area + areaOf(shape) - shared[n]) > ALIKE);
+      if (alike.some((shape) => !shape.deleted)) continue;
+      const replaces = others.some((shape, n) => shape.accepted && shared[n] >= SHARED * Math.min(area, areaOf(shape)));
+      const note = alike.length ? "deleted before" : replaces ? "in place of an accepted one" : "";
+      under.push({ proposal, area, note, score: photo.ranking[proposal][column] });
     }
-    under.sort((a, b) => b.score - a.score || a.area - b.area);
+    under.sort((a, b) => !!a.note - !!b.note || b.score - a.score || a.area - b.area);
   }
   drawProposal();
+}
+
+const areaOf = (shape) => photo.pixels.get(shape.key).area;
+
+/** Pixels of a proposal, and those that it shares with each mask. */
+function overlap(proposal, shapes) {
+  const shares = shapes.map((shape) => photo.pixels.get(shape.key).shares);
+  const shared = shapes.map(() => 0);
+  let area = 0;
+  for (let atom = 0; atom < photo.regions[1]; atom++) {
+    if (!holds(proposal, atom)) continue;
+    area += photo.areas[atom];
+    shares.forEach((share, n) => { shared[n] += share[atom]; });
+  }
+  return { area, shared };
 }
 
 function pointAt(x, y) {
@@ -175,7 +190,7 @@ function pointAt(x, y) {
   drawPointer();
   if (photo.atoms[at] === before) return;
   const here = photo.shapes.filter((shape) => photo.pixels.get(shape.key).pixels[at]);
-  here.sort((a, b) => photo.pixels.get(a.key).area - photo.pixels.get(b.key).area);
+  here.sort((a, b) => areaOf(a) - areaOf(b));
   if (here.length && here[0].key !== chosen) {
     chosen = here[0].key;
     draw();
@@ -249,7 +264,7 @@ function drawProposal() {
   drawPointer();
   const first = Math.max(0, rank - SHOWN + 1);
   byId("under").replaceChildren(...under.slice(first, first + SHOWN).map((one, n) => {
-    const text = `${first + n + 1} of ${under.length}: score ${one.score.toFixed(2)}, ${percent(one.area)} of the photo`;
+    const text = `${first + n + 1} of ${under.length}: score ${one.score.toPrecision(2)}, ${percent(one.area)} of the photo${one.note && `, ${one.note}`}`;
     return element("li", { textContent: text }, { "aria-current": first + n === rank });
   }));
 }
@@ -297,7 +312,7 @@ function drawLists() {
   }));
   fill("shapes", (photo?.shapes ?? []).map((shape, n) => {
     const name = photo.classes.find((c) => c.id === shape.class_id).name;
-    const score = shape.score === null ? "" : ` ${shape.score.toFixed(2)}`;
+    const score = shape.score === null ? "" : ` ${shape.score.toPrecision(2)}`;
     const dot = element("span", { className: "dot" });
     dot.style.background = `rgb(${colourOf(n)})`;
     return element("li", { className: "row" }, {},
