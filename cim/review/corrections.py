@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from cim.core.errors import CimError
 from cim.core.files import fingerprint, read_json, write_text
-from cim.core.run_lengths import as_rle, mask_areas, valid_rles
+from cim.core.run_lengths import as_rle, valid_rles
 from cim.core.types import Rle
 from cim.datasets.base import Dataset, Record
 from cim.review.decisions import Decision, Shape
@@ -61,16 +61,19 @@ def _parsed(content: Any, dataset: Dataset, images: Path) -> Decisions:
     number = {name: k for k, name in enumerate(dataset.classes)}
     photos = {entry["id"]: records[entry["file_name"]] for entry in content["images"]}
 
+    rles: list[Rle] = []
+
     def shape(line: Mapping[str, Any], record: Record) -> Shape:
         rle = as_rle(line["segmentation"], record.size)
-        if tuple(rle["size"]) != tuple(record.size) or not valid_rles([rle])[0]:
-            raise ValueError(f"a damaged mask, or one of another size, on {record.path.name}")
+        if tuple(rle["size"]) != tuple(record.size):
+            raise ValueError(f"a mask of another size on {record.path.name}")
+        rles.append(rle)
         return Shape(number[names[line["category_id"]]], str(rle["counts"]))
 
     accepted: dict[Any, list[Shape]] = {key: [] for key in photos}
     for line in content["annotations"]:
         accepted[line["image_id"]].append(shape(line, photos[line["image_id"]]))
-    return {
+    decisions = {
         photos[entry["id"]].image_id: Decision(
             tuple(accepted[entry["id"]]),
             tuple(shape(line, photos[entry["id"]]) for line in entry.get("deleted", ())),
@@ -78,6 +81,9 @@ def _parsed(content: Any, dataset: Dataset, images: Path) -> Decisions:
         )
         for entry in content["images"]
     }
+    if not valid_rles(rles).all():
+        raise ValueError("a damaged mask")
+    return decisions
 
 
 def write_corrections(path: Path, decisions: Mapping[int | str, Decision], dataset: Dataset, images: Path) -> None:
@@ -112,7 +118,7 @@ def _annotations(shapes: Iterable[Shape], record: Record, dataset: Dataset) -> I
         rle: Rle = {"size": [int(record.size[0]), int(record.size[1])], "counts": shape.mask}
         yield {
             "category_id": int(dataset.category_ids[shape.class_id]),
-            "area": int(mask_areas([rle])[0]),
+            "area": int(coco_mask.area(rle)),
             "bbox": [int(side) for side in coco_mask.toBbox(rle)],
             "segmentation": rle,
         }

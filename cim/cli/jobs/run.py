@@ -13,6 +13,7 @@ from typing import Any
 
 from cim.cli.flow import Stage, done_otherwise, preparation, pseudo_labels, run_stages, stage
 from cim.cli.jobs.changes import ask
+from cim.cli.jobs.rounds import begin_round
 from cim.cli.worker import warm_up
 from cim.config.loading import config_text, load_config, override
 from cim.config.run_paths import CORRECTIONS
@@ -22,7 +23,7 @@ from cim.core.files import file_state, read_json, write_json, write_text
 from cim.core.locks import hold
 from cim.core.parallel import close_workers, run_stage
 from cim.core.photo import read_photo
-from cim.datasets.folder import listed_photos
+from cim.datasets.folder import listed_photos, open_folder
 from cim.evaluation.coco_results import load_ground_truth
 from cim.evaluation.verdicts import load_verdicts
 from cim.labels.export import chosen_path, label_path
@@ -63,12 +64,14 @@ def _run(args: argparse.Namespace, refined: bool) -> int:
     stages += presentation(config, settings, masks)
     inputs = text + state_of(args)
     if done_otherwise(stages, args.output, inputs):
+        begin_round(args.output, known_digest(args))
         before = settings.model_copy(deep=True)
         if not (args.output / LEFT_OUT).is_file():
             before.data.leave_out = None  # the finished stages knew of none
         if code := ask([before], masks, refined):
             return code
     write_json(args.output / LEFT_OUT, left_out, indent=1)
+    begin_round(args.output, known_digest(args))  # of a new run: notes what is known
     write_text(config, text)
     run_stages(stages, args.output, inputs)
     return 0
@@ -179,6 +182,15 @@ def corrections(args: argparse.Namespace) -> list[Path]:
     """What was said in a review of this run, if there was one."""
     path = args.output / CORRECTIONS
     return [path] if path.is_file() else []
+
+
+def known_digest(args: argparse.Namespace) -> str | None:
+    """Of what is known of the photos beyond their tags; None when nothing is."""
+    left_out = args.output / LEFT_OUT
+    known = [*args.known, *corrections(args)]
+    return open_folder(
+        args.images, args.tags, known=known, leave_out=left_out if left_out.is_file() else None
+    ).known_digest
 
 
 def state_of(args: argparse.Namespace) -> str:

@@ -1,0 +1,43 @@
+"""Rounds of one run: when what is known of its photos has changed, what was learnt from less is set aside."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from cim.core.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+NOTE = "known.json"  # in the run folder: of which knowledge its networks and labels are, and how many rounds there were
+LEARNT = (
+    *("first_labels", "train", "detections", "pseudo_labels", "mask_rcnn"),
+    *("metrics.json", "diagnosis.json", "report.html"),
+)
+"""What depends on knowledge beyond tags. Proposals, response network, peaks and features do not, and stay."""
+
+
+def begin_round(run_dir: Path, digest: str | None) -> None:
+    """Make room for what will be learnt from other knowledge; ``round_1``, ... in the run folder hold what was there.
+
+    A call that was killed is finished by the next one.
+
+    Args:
+        digest: of what is known now (:attr:`cim.datasets.base.Dataset.known_digest`).
+
+    Raises:
+        CimError: a damaged note, or one that cannot be written.
+    """
+    note = run_dir / NOTE
+    before = read_json(note) if note.is_file() else {"digest": None, "round": 0}
+    if before["digest"] == digest:
+        return
+    number, there = before["round"], [run_dir / name for name in LEARNT if (run_dir / name).exists()]
+    aside = run_dir / f"round_{number + 1}"
+    if there or aside.exists():
+        aside.mkdir(exist_ok=True)
+        for path in there:
+            path.rename(aside / path.name)
+        logger.info("other things are known now: what was learnt before lies in %s", aside)
+        number += 1
+    write_json(note, {"digest": digest, "round": number})
