@@ -53,6 +53,8 @@ def test_what_is_installed_is_the_wheel_and_finds_its_configs(cim, tmp_path):
     file, name = done.stdout.split()
     assert Path(file).is_relative_to(cim.parent.parent) and name == "resnet50_voc"
     assert (Path(file).parent / "py.typed").is_file()
+    page = Path(file).parent / "review" / "page"
+    assert sorted(path.name for path in page.iterdir()) == ["index.html", "review.css", "review.js"]
     assert sorted(path.name for path in (Path(file).parent / "configs").rglob("*.yaml")) == sorted(
         path.name for path in (ROOT / "configs").rglob("*.yaml")
     )

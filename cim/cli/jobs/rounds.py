@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from cim.core.files import read_json, write_json
 
@@ -29,10 +30,10 @@ def begin_round(run_dir: Path, digest: str | None) -> None:
         CimError: a damaged note, or one that cannot be written.
     """
     note = run_dir / NOTE
-    before = read_json(note) if note.is_file() else {"digest": None, "round": 0}
+    before: dict[str, Any] = read_json(note) if note.is_file() else {"digest": None, "round": 0}
     if before["digest"] == digest:
         return
-    number, there = before["round"], [run_dir / name for name in LEARNT if (run_dir / name).exists()]
+    number, there = int(before["round"]), [run_dir / name for name in LEARNT if (run_dir / name).exists()]
     aside = run_dir / f"round_{number + 1}"
     if there or aside.exists():
         aside.mkdir(exist_ok=True)
