@@ -5,6 +5,7 @@ const BLACK = [0, 0, 0];
 const WHITE = [255, 255, 255];
 const ALIKE = 0.9; // IoU from which a proposal is a mask that is shown already
 const SHARED = 0.5; // of the smaller of two masks of a class: the one that is added takes the other's place
+const LONGEST = 1600; // side of what is painted, however large the photo is
 const SHOWN = 6; // proposals in the list
 const byId = (id) => document.getElementById(id);
 
@@ -89,13 +90,25 @@ async function open(place) {
   chosen = null;
   classId = (photo.numbers.find((n) => n.number === null) || photo.numbers[0]).class_id;
   const [height, width] = photo.size;
-  for (const id of ["masks", "proposal"]) Object.assign(byId(id), { width, height });
+  layCanvases(height, width);
   Object.assign(byId("picture"), { src: `picture/${place}`, alt: `photo ${photo.name}`, width, height });
   byId("picture").style.setProperty("--ratio", width / height);
   overview.version = photo.version;
   overview.photos[place].state = photo.state;
   update(photo);
   say("");
+}
+
+/** Canvases as large as the photo or smaller; `source` is the photo's pixel of each of theirs. */
+function layCanvases(height, width) {
+  const scale = Math.min(1, LONGEST / Math.max(height, width));
+  const [h, w] = [height, width].map((side) => Math.max(1, Math.round(side * scale)));
+  for (const id of ["masks", "proposal"]) Object.assign(byId(id), { width: w, height: h });
+  photo.source = new Uint32Array(h * w);
+  for (let y = 0, p = 0; y < h; y++) {
+    const row = Math.floor(((y + 0.5) * height) / h) * width;
+    for (let x = 0; x < w; x++, p++) photo.source[p] = row + Math.floor(((x + 0.5) * width) / w);
+  }
 }
 
 // ------------------------------------------------------------------ masks and proposals
@@ -243,7 +256,7 @@ function draw() {
     photo.shapes.forEach((shape, n) => {
       const { pixels } = photo.pixels.get(shape.key);
       const strong = shape.key === chosen;
-      paint(image, (p) => pixels[p], colourOf(n), strong ? 150 : 90, !shape.accepted, strong);
+      paint(image, (p) => pixels[photo.source[p]], colourOf(n), strong ? 150 : 90, !shape.accepted, strong);
     });
   }
   context.putImageData(image, 0, 0);
@@ -258,7 +271,7 @@ function drawProposal() {
   const best = photo ? under[rank] : null;
   if (best) {
     const inside = Array.from(photo.areas, (_, atom) => holds(best.proposal, atom) > 0);
-    paint(image, (p) => inside[photo.atoms[p]], [255, 255, 0], 90, true, true);
+    paint(image, (p) => inside[photo.atoms[photo.source[p]]], [255, 255, 0], 90, true, true);
   }
   context.putImageData(image, 0, 0);
   drawPointer();
