@@ -21,7 +21,7 @@ from small_review import BOXES, CAT, LEFT, RIGHT, SIZE, SPOT, WHOLE, as_runs, ma
 from cim.cli.jobs import run as run_folder
 from cim.cli.main import main, parse
 from cim.config.build import build_dataset
-from cim.config.loading import load_config
+from cim.config.loading import load_config, save_config
 from cim.config.run_paths import RunPaths
 from cim.core.errors import CimError
 from cim.datasets.known import Known
@@ -391,10 +391,12 @@ def test_the_same_cim_run_goes_on_from_the_corrections(run):
     words = ["run", "--images", str(photos), "--tags", str(run.parent / "tags.csv"), "--output", str(run)]
     args = parse([*words, "--config", "demo", "--device", "cpu"])
     before = run_folder.state_of(args)
-    assert load_config(run_folder.write_config(args)).data.known == ()
+    assert run_folder.resolve(args).data.known == ()
     session = session_of(run)
     session.change(0, "none", {"do": "accept all"})
-    assert load_config(run_folder.write_config(args)).data.known == (str(run / "corrections.json"),)
+    settings = run_folder.resolve(args)
+    assert settings.data.known == (str(run / "corrections.json"),)
+    save_config(settings, run / "config.yaml")
     assert run_folder.state_of(args) != before
     again = session_of(run)  # whose config now names the corrections
     assert again.desk.dataset.known_digest is None
