@@ -15,31 +15,32 @@ from cim.cli.worker import run_apart
 from cim.config.schema import Config
 
 
-def ask(configs: Sequence[Config], val: bool, refined: bool) -> int:
+def ask(configs: Sequence[Config], val: bool, refined: bool, learnt: bool = True) -> int:
     """Exit code: 0, or 2 where a stage would refuse what is there, which it has told in one line.
 
     Args:
         configs: of the job's flows.
         val: proposals and scores of the validation photos are part of them.
         refined: so is Mask R-CNN.
+        learnt: first labels and what was trained on them count; False: they are about to be set aside.
     """
-    words = json.dumps([[config.model_dump(mode="json") for config in configs], val, refined])
+    words = json.dumps([[config.model_dump(mode="json") for config in configs], val, refined, learnt])
     code = run_apart([words], _look)
     return code if code >= 0 else 1
 
 
 def _look(words: Sequence[str]) -> None:
     logging.disable(logging.INFO)  # the stages themselves tell what they find
-    configs, val, refined = json.loads(words[0])
-    sys.exit(run(lambda: _all([Config(**config) for config in configs], val, refined)))
+    configs, val, refined, learnt = json.loads(words[0])
+    sys.exit(run(lambda: _all([Config(**config) for config in configs], val, refined, learnt)))
 
 
-def _all(configs: Sequence[Config], val: bool, refined: bool) -> None:
+def _all(configs: Sequence[Config], val: bool, refined: bool, learnt: bool) -> None:
     for config in configs:
-        refuse_changes(config, val, refined)
+        refuse_changes(config, val, refined, learnt)
 
 
-def refuse_changes(config: Config, val: bool, refined: bool) -> None:
+def refuse_changes(config: Config, val: bool, refined: bool, learnt: bool = True) -> None:
     """Ask the stages of a folder's flow, in their order, what they would say of what is there; nothing is written.
 
     Raises:
@@ -62,6 +63,8 @@ def refuse_changes(config: Config, val: bool, refined: bool) -> None:
     for split in splits:
         Store.agreeing(paths.proposals(split), "regions", provenance(proposer_options(config.proposals)))
     check_prm(config, dataset)
+    if not learnt:
+        return
     check_labels(config, dataset)
     check_cim(config, dataset)
     for split in reversed(splits):

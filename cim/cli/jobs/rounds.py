@@ -18,6 +18,11 @@ LEARNT = (
 """What depends on knowledge beyond tags. Proposals, response network, peaks and features do not, and stay."""
 
 
+def is_new_round(run_dir: Path, digest: str | None) -> bool:
+    """Whether other things are known than when the run folder was last worked on."""
+    return _note(run_dir)["digest"] != digest
+
+
 def begin_round(run_dir: Path, digest: str | None) -> None:
     """Make room for what will be learnt from other knowledge; ``round_1``, ... in the run folder hold what was there.
 
@@ -29,8 +34,7 @@ def begin_round(run_dir: Path, digest: str | None) -> None:
     Raises:
         CimError: a damaged note, or one that cannot be written.
     """
-    note = run_dir / NOTE
-    before: dict[str, Any] = read_json(note) if note.is_file() else {"digest": None, "round": 0}
+    before = _note(run_dir)
     if before["digest"] == digest:
         return
     number, there = int(before["round"]), [run_dir / name for name in LEARNT if (run_dir / name).exists()]
@@ -41,4 +45,9 @@ def begin_round(run_dir: Path, digest: str | None) -> None:
             path.rename(aside / path.name)
         logger.info("other things are known now: what was learnt before lies in %s", aside)
         number += 1
-    write_json(note, {"digest": digest, "round": number})
+    write_json(run_dir / NOTE, {"digest": digest, "round": number})
+
+
+def _note(run_dir: Path) -> dict[str, Any]:
+    note = run_dir / NOTE
+    return read_json(note) if note.is_file() else {"digest": None, "round": 0}

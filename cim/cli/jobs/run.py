@@ -13,7 +13,7 @@ from typing import Any
 
 from cim.cli.flow import Stage, done_otherwise, preparation, pseudo_labels, run_stages, stage
 from cim.cli.jobs.changes import ask
-from cim.cli.jobs.rounds import begin_round
+from cim.cli.jobs.rounds import begin_round, is_new_round
 from cim.cli.worker import warm_up
 from cim.config.loading import config_text, load_config, override
 from cim.config.run_paths import CORRECTIONS
@@ -62,16 +62,15 @@ def _run(args: argparse.Namespace, refined: bool) -> int:
     if refined:
         stages.append(stage("Mask R-CNN", "refine", config, *([] if masks else ["--no-evaluation"])))
     stages += presentation(config, settings, masks)
-    inputs = text + state_of(args)
+    inputs, known = text + state_of(args), known_digest(args)
     if done_otherwise(stages, args.output, inputs):
-        begin_round(args.output, known_digest(args))
         before = settings.model_copy(deep=True)
         if not (args.output / LEFT_OUT).is_file():
             before.data.leave_out = None  # the finished stages knew of none
-        if code := ask([before], masks, refined):
+        if code := ask([before], masks, refined, learnt=not is_new_round(args.output, known)):
             return code
+    begin_round(args.output, known)
     write_json(args.output / LEFT_OUT, left_out, indent=1)
-    begin_round(args.output, known_digest(args))  # of a new run: notes what is known
     write_text(config, text)
     run_stages(stages, args.output, inputs)
     return 0
