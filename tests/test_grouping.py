@@ -245,7 +245,7 @@ def test_exported_mat_files_are_read_back(tmp_path: Path, layout: str) -> None:
     Image.fromarray(scene(40, 60)[0]).save(tmp_path / "2007_000001.png")
     settings_ = ProposerOptions(deep_features=False, max_proposals=7)
     store = Store.create(tmp_path / "store", "regions", provenance(settings_))
-    record = proposals._folder(tmp_path)[0]
+    (record,), _ = proposals._folder(tmp_path)
     ProposalStage(store, settings_, mat=tmp_path / "mat", mat_layout=layout)(record)
     found = read_cob(tmp_path / "mat" / "2007_000001.mat", (40, 60))
     np.testing.assert_array_equal(found.masks(), store.load_regions("2007_000001").masks())
