@@ -28,7 +28,8 @@ _PROGRAM = re.compile(r"^(?:\./)?((?:tools|scripts|benchmarks)/[\w./]+\.(?:py|sh
 _DOOR = re.compile(r"^COMMAND = (\[.*\])$", re.M)
 _CALLED = re.compile(r"(?:-m |\s)cim ([a-z]+)")
 _SETTING = re.compile(rf"(?<![\w./-])({'|'.join(Config.model_fields)})\.([a-z_]+)(?![\w/(])")
-_SUFFIXES = set(re.findall(r"\w+", "py csv json jsonl yaml yml pkl sh md pth zip tar html mat npz txt png jpg log onnx"))
+_ENDINGS = "py csv json jsonl yaml yml pkl sh md pth zip tar html mat npz txt png jpg log onnx"
+_SUFFIXES = set(_ENDINGS.split())
 _RUNNERS = ("python", "python3", "bash", "torchrun", "exec")
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z_|0-9]*|.*[$\[<*{].*|\.\.\.|…")
 _NOT_SHELL = {"python", "yaml", "mermaid", "text", "diff", "example"}
