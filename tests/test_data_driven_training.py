@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -116,6 +117,34 @@ def test_what_the_head_reads_is_kept_and_gives_the_same_scores(config: Config):
     other = config.model_copy(update={"model": config.model.model_copy(update={"axes": (4, 4, 4)})})
     with pytest.raises(CimError, match="other settings"):
         cached_pooled(other, model, source, device)
+
+
+@pytest.mark.parametrize(("number", "again"), [(1, {"p1.png"}), (0, {f"p{n}.png" for n in range(6)})])
+def test_a_replaced_photo_is_pooled_again_and_all_if_the_axes_come_from_it(config: Config, monkeypatch, number, again):
+    monkeypatch.setattr("cim.training.kept.calibrated_on", lambda images: [0, images - 1])
+    torch.manual_seed(0)
+    model, source, device = build_model(config, 2), source_of(config), torch.device("cpu")
+    calibrate(model, source, device)
+    store = cached_pooled(config, model, source, device).store
+    before = {record.image_id: store.path(record.image_id).stat().st_mtime_ns for record in source.dataset}
+    photo = source.dataset[number].path
+    cv2.imwrite(str(photo), cv2.imread(str(photo))[:, ::-1])
+    cached_pooled(config, model, source, device)
+    assert again == {name for name, time in before.items() if store.path(name).stat().st_mtime_ns != time}
+
+
+def test_axes_do_not_change_in_the_middle_of_a_training(config: Config):
+    model, source, device = build_model(config, 2), source_of(config), torch.device("cpu")
+    calibrate(model, source, device)
+    cached_pooled(config, model, source, device)
+    begun = Path(config.work_dir) / "train" / "checkpoints" / "update_00000002.pth"
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(b"")
+    cached_pooled(config, model, source, device)
+    photo = source.dataset[0].path
+    cv2.imwrite(str(photo), cv2.imread(str(photo))[:, ::-1])
+    with pytest.raises(CimError, match="other photos than when this training began"):
+        cached_pooled(config, model, source, device)
 
 
 def test_only_a_frozen_light_head_at_one_size_is_kept(config: Config):

@@ -213,7 +213,7 @@ def test_a_stopped_training_goes_on_to_the_same_network(tool, folder, stopped):
     assert again[: len(kept)] == kept and len(again) == len(lines) > len(kept)  # these updates were not made again
     made = contents("run/features")
     assert {name: made[name] for name in features} == features
-    assert len(made) == len(features) + (2 if tool == "train" else 0)  # maps that the store lacked
+    assert len(made) == len(features) + (3 if tool == "train" else 0)  # maps that the store lacked, and their table
 
 
 @pytest.mark.parametrize("folder", ["run", "fused"])

@@ -23,16 +23,19 @@ from cim.datasets.base import Dataset, Record
 from cim.datasets.known import share_known
 from cim.evaluation.box_files import objects_of
 from cim.evaluation.coco_results import load_ground_truth
+from cim.storage.photos import PhotoTable, tags_of
 from cim.storage.published import (
     ClusterSource,
     CobPickle,
     PublishedProposals,
     RegionSource,
+    StoredClusters,
+    StoredRegions,
     open_clusters,
     open_regions,
 )
 
-State = Literal["ok", "missing", "damaged", "note"]
+State = Literal["ok", "missing", "damaged", "stale", "note"]
 PURPOSES = ("training", "evaluation", "export")
 _SAMPLE = 25  # artefacts opened, evenly spread, unless all are asked for
 
@@ -44,7 +47,8 @@ class Finding:
     Attributes:
         purposes: what it is needed for, some of :data:`PURPOSES`.
         what: the thing, e.g. "proposals of trainaug".
-        state: "ok"; "missing", "damaged": the purposes cannot go on; "note": worth knowing only.
+        state: "ok"; "missing", "damaged", "stale" (its photos were replaced, or tags edited, since): the purposes
+            cannot go on; "note": worth knowing only.
         detail: how much, or what is wrong.
         fix: command that fills the gap.
     """
@@ -57,7 +61,7 @@ class Finding:
 
     @property
     def blocks(self) -> bool:
-        return self.state in ("missing", "damaged")
+        return self.state in ("missing", "damaged", "stale")
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def check_data(
         findings.append(_check_proposals(config, dataset, split, name, wanted, how))
         if split == data.train_split and "training" in wanted:
             findings += _check_first_labels(config, dataset, name, how)
+        findings += _check_made(config, dataset, split, name, wanted)
     return findings + _check_models(config, name, purposes, how)
 
 
@@ -236,6 +241,8 @@ def _check_proposals(
     if absent:
         detail = f"{len(absent)} of {len(dataset)} images have none in {path}, e.g. {absent[0].image_id}"
         return Finding(wanted, what, "missing", detail, fix)
+    if isinstance(source, StoredRegions) and (stale := _stale(path, dataset)):
+        return Finding(wanted, what, "stale", stale, fix)
     # A published pickle is one object of gigabytes: not to be sent to other processes.
     workers = 1 if isinstance(source, CobPickle) else how.workers
     return _open_some(
@@ -276,6 +283,8 @@ def _check_first_labels(config: Config, dataset: Dataset, name: str, how: Thorou
     if absent:
         detail = f"{len(absent)} tagged images have none in {paths.first_labels}, e.g. {absent[0].image_id}"
         return [*_check_peaks(config, name), Finding(wanted, what, "missing", detail, fix)]
+    if isinstance(labels, StoredClusters) and (stale := _stale(paths.first_labels, dataset, tags_of)):
+        return [Finding(wanted, what, "stale", stale, fix)]
     check = partial(_check_clusters, labels, regions, len(dataset.classes))
     able = dataset.where(lambda record: bool(record.tags) and proposed(record.image_id))
     return [_open_some(able.records, check, wanted, what, fix, Thoroughness(how.deep, 1))]
@@ -310,6 +319,28 @@ def _check_peaks(config: Config, name: str) -> list[Finding]:
         return [Finding(("training",), "response network", "ok", str(path))]
     fix = "set prm.checkpoint to an existing file" if config.prm.checkpoint else f"cim prm {name}"
     return [Finding(("training",), "response network", "missing", str(path), fix)]
+
+
+def _stale(root: Path, dataset: Dataset, besides: Callable[[Record], str] | None = None) -> str:
+    """What was made there before photos were replaced, or tags edited, in words; empty when nothing was."""
+    replaced = PhotoTable(root).replaced(dataset, besides)
+    told = "replaced" if besides is None else "replaced or tagged anew"
+    return f"{len(replaced)} of {len(dataset)} photos {told} since, e.g. {replaced[0].path.name}" if replaced else ""
+
+
+def _check_made(config: Config, dataset: Dataset, split: str, name: str, wanted: tuple[str, ...]) -> list[Finding]:
+    """What was made from photos that were replaced since, further down the flow."""
+    paths, findings = RunPaths(config), []
+    needing = tuple(purpose for purpose in wanted if purpose != "training")
+    if needing and (stale := _stale(paths.detections(split), dataset)):
+        findings.append(Finding(needing, f"detections of {split}", "stale", stale, f"cim score {name} --split {split}"))
+    if split == config.data.train_split:
+        networks = (("response network", paths.prm_dir), ("CIM", paths.train_dir), ("Mask R-CNN", paths.refine_dir))
+        for what, folder in networks:
+            if (folder / "final.pth").is_file() and (stale := _stale(folder, dataset)):
+                detail = f"{stale}; kept, delete {folder} to train it anew"
+                findings.append(Finding(wanted, f"training of {what}", "note", detail))
+    return findings
 
 
 def _check_models(config: Config, name: str, purposes: Collection[str], how: Thoroughness) -> list[Finding]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from cim.datasets.known import NOTHING, Known
 
@@ -69,9 +70,17 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """Of ids, sizes and tags: what a network trained on this data set depends on, apart from pixels."""
-        listed = sorted((str(record.image_id), record.size, record.tags) for record in self.records)
-        digest = hashlib.sha256(f"[{json.dumps(self.classes)}, [".encode())  # of json.dumps([classes, listed])
+        """Of ids, sizes and tags: by which version 0.1 told data sets apart."""
+        return self._digest(sorted((str(record.image_id), record.size, record.tags) for record in self.records))
+
+    @cached_property
+    def tags_digest(self) -> str:
+        """Of ids and tags: what a network trained on this data set depends on, apart from the photos themselves."""
+        return self._digest(sorted((str(record.image_id), record.tags) for record in self.records))
+
+    def _digest(self, listed: list[Any]) -> str:
+        """Of json.dumps([classes, listed])."""
+        digest = hashlib.sha256(f"[{json.dumps(self.classes)}, [".encode())
         for start in range(0, len(listed), _BLOCK):
             digest.update(f"{', ' if start else ''}{json.dumps(listed[start : start + _BLOCK])[1:-1]}".encode())
         digest.update(b"]]")

@@ -17,6 +17,8 @@ from cim.core.leftovers import sweep
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+_SINCE = ("tags", "trunk_file")  # what version 0.1 did not write down, and is not compared where it is missing
+_SINCE_INSTEAD = {"photos_and_tags": "tags"}  # what is not compared where the other is there
 FRESH_RUN = "choose another --set work_dir=... (cim run: --output), or delete this folder to start over"
 
 
@@ -102,7 +104,7 @@ def check_same_run(found: dict[str, Any], expected: dict[str, Any], where: Path)
     Raises:
         CimError: naming the settings that differ.
     """
-    changed = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
+    changed = sorted(key for key in found.keys() | expected.keys() if _differs(key, found, expected))
     if changed:
         raise CimError(
             f"this run was made with other settings ({', '.join(changed)})",
@@ -111,6 +113,17 @@ def check_same_run(found: dict[str, Any], expected: dict[str, Any], where: Path)
             found={k: found.get(k) for k in changed},
             fix=FRESH_RUN,
         )
+
+
+def _differs(key: str, found: dict[str, Any], expected: dict[str, Any]) -> bool:
+    if key in _SINCE and key not in found:
+        return False
+    if _SINCE_INSTEAD.get(key) in found:
+        return False
+    one, other = found.get(key), expected.get(key)
+    if key == "settings" and isinstance(one, dict) and isinstance(other, dict):
+        return any(_differs(inner, one, other) for inner in one.keys() | other.keys())
+    return one != other
 
 
 def _verify(path: Path) -> None:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cim.core.errors import CimError
 from cim.datasets.base import Record
+from cim.storage.photos import PhotoFile, PhotoTable, drop_replaced, refuse_replaced
 from cim.storage.store import Store
 
 
@@ -24,11 +25,17 @@ def average_scores(runs: Sequence[Store], output: Store, records: Sequence[Recor
         output: a store of the same kind.
 
     Raises:
-        CimError: an image that a run has not scored, or runs that scored different proposals.
+        CimError: an image that a run has not scored, or scored before its photo was replaced; runs that scored
+            different proposals.
     """
+    for run in runs:
+        refuse_replaced(run, records, fix="cim score CONFIG, with that run's work_dir")
+    drop_replaced(output, records)
     there = output.seen()
     for record in tqdm([r for r in records if not there(r.image_id)], desc="mean scores", unit="image"):
+        photo = PhotoFile.of(record.path)
         output.save(record.image_id, **_mean([(run, run.load(record.image_id)) for run in runs], record.image_id))
+        PhotoTable(output.root).note(record.image_id, photo)
 
 
 def _mean(loaded: Sequence[tuple[Store, dict[str, np.ndarray]]], image_id: int | str) -> dict[str, np.ndarray]:

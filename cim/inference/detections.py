@@ -23,6 +23,7 @@ from cim.evaluation.coco_results import to_coco
 from cim.inference.selection import select
 from cim.mining.groups import member_strength
 from cim.mining.told import told_of
+from cim.storage.photos import refuse_replaced
 from cim.storage.published import RegionSource, read_detections_pickle
 from cim.storage.store import Store
 from cim.training.scenes import certain_instance
@@ -213,6 +214,7 @@ def detect(
     What it was made with lies beside it (``<name>.settings.json``). Images without scores are left out, with a
     warning.
     """
+    refuse_replaced(store, dataset, fix="cim score CONFIG, with the --split of these photos")
     has = store.seen()
     scored = dataset.where(lambda record: has(record.image_id))
     if len(scored) < len(dataset):

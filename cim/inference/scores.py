@@ -33,6 +33,7 @@ from cim.engine.checkpoints import load_checkpoint
 from cim.engine.fit import distributed
 from cim.inference.detections import Branch, with_masks
 from cim.models.backbones import RANDOM
+from cim.storage.photos import PhotoFile, PhotoTable, drop_replaced
 from cim.storage.published import RegionSource, lineage, open_regions
 from cim.storage.store import Store
 from cim.training.samples import make_sample
@@ -269,22 +270,24 @@ def score_dataset(
     other image: they are listed in the report.
     """
     share = dataset.records[distributed.rank() :: distributed.world()]
+    drop_replaced(store, share)
     there = store.seen()
     missing = [record for record in share if not there(record.image_id)]
     classes = len(dataset.classes)
 
-    def prepare(record: Record) -> tuple[int, list[Sample]]:
-        regions = with_masks(source.load(record.image_id), record.image_id)
-        return len(regions), prepare_passes(record, regions, classes, infer.sides, infer.max_proposals)
+    def prepare(record: Record) -> tuple[PhotoFile | None, int, list[Sample]]:
+        photo, regions = PhotoFile.of(record.path), with_masks(source.load(record.image_id), record.image_id)
+        return photo, len(regions), prepare_passes(record, regions, classes, infer.sides, infer.max_proposals)
 
     report = StageReport()
     progress = tqdm(total=len(missing), desc="scores", unit="image", disable=not distributed.is_main())
     with progress:
         for record, future in _ahead(prepare, missing):
             try:
-                count, passes = future.result()
+                photo, count, passes = future.result()
                 arrays = score_passes(model, passes, count, classes, flip=infer.flip, device=device)
                 store.save(record.image_id, **arrays)
+                PhotoTable(store.root).note(record.image_id, photo)
                 report.done += 1
             except CimError as error:
                 report.failed[str(record.image_id)] = str(error)

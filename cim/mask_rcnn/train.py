@@ -20,7 +20,7 @@ from cim.engine.fit import FitOptions, Schedule, fit, is_finished, signature_of
 from cim.engine.loader import Source
 from cim.mask_rcnn.scenes import PastedScenes
 from cim.mask_rcnn.source import LabelSource, open_labels
-from cim.models.backbones import RANDOM
+from cim.models.backbones import RANDOM, weights_named
 from cim.models.mask_rcnn import UNKNOWN, build_mask_rcnn
 from cim.training.lengths import Length
 from cim.training.scene_source import Mixed
@@ -132,7 +132,8 @@ def _describe(config: Config, classes: Sequence[str]) -> dict[str, Any]:
         "kind": "mask_rcnn",
         "classes": list(classes),
         "config": config.model_dump(mode="json"),
-        "settings": {name: getattr(refine, name) for name in same if name not in _LATER or getattr(refine, name)},
+        "settings": {name: getattr(refine, name) for name in same if name not in _LATER or getattr(refine, name)}
+        | {"trunk_file": weights_named(refine.weights)},
     }
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cim.core.errors import CimError
+from cim.core.files import fingerprint
 from cim.models.downloads import check_hub, hub_repository, refuse_offline, torchvision_weights
 from cim.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from cim.models.weights import load_trunk, read_weights, reason
@@ -119,6 +120,19 @@ class Trunk:
     parts: tuple[int, ...] = ()
     colours: Colours = IMAGENET
     convert: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] | None = None
+
+
+def weights_named(weights: str | None) -> str | None:
+    """A setting of weights as a name that changes with the content of their file, and not with its place.
+
+    Raises:
+        CimError: no such file.
+    """
+    if weights in (None, RANDOM, FROM_PRM):
+        return weights
+    if not Path(weights).is_file():
+        raise CimError("no such weights file", path=weights, fix="check the setting that names it")
+    return fingerprint(weights)
 
 
 def build_backbone(

@@ -23,6 +23,7 @@ from cim.prm.fit import response_strength
 from cim.prm.network import Peaks, ResponseNet
 from cim.prm.photos import photo_batches
 from cim.prm.told_places import assign_told, told_evidence
+from cim.storage.photos import PhotoFile, PhotoTable, drop_replaced, tags_of
 from cim.storage.published import (
     ClusterSource,
     RegionSource,
@@ -70,12 +71,13 @@ def store_peaks(
     """
     failed: dict[str, str] = {}
     device = next(net.parameters()).device
+    drop_replaced(store, records, tags_of)
     there = store.seen()
     waiting = [record for record in records if not there(record.image_id)]
     untagged = [record for record in waiting if not record.tags]
     tagged = [record for record in waiting if record.tags]
     for record in untagged:  # nothing to look for: known without the network
-        save_peaks(store, record.image_id, Peaks(np.zeros((0, 3), np.int64), np.zeros(0, np.float32), (1, 1)))
+        save_peaks(store, record, Peaks(np.zeros((0, 3), np.int64), np.zeros(0, np.float32), (1, 1)))
     for chunk, images in photo_batches(tagged, net.image_size, batch, workers, "peaks", failed):
         with torch.inference_mode():
             features = net.trunk(images.to(device))
@@ -84,17 +86,18 @@ def store_peaks(
         for n, record in enumerate(chunk):
             peaks = options.find(maps[n], record.tags)
             kept = {"maps": _half(small[n, list(record.tags)]), "strength": _half(strength[n])} if options.maps else {}
-            save_peaks(store, record.image_id, peaks, **kept)
+            save_peaks(store, record, peaks, **kept)
     return failed
 
 
-def save_peaks(store: Store, image_id: int | str, peaks: Peaks, **kept: np.ndarray) -> None:
+def save_peaks(store: Store, record: Record, peaks: Peaks, **kept: np.ndarray) -> None:
     """Arrays ``peaks`` int32 [P, 3], ``values`` float32 [P], ``grid`` int32 [2], and what else is ``kept``.
 
     With :attr:`PeakOptions.maps` that is ``maps`` float16 [T, h, w] of the photo's tags and ``strength`` [h, w].
     """
     index, grid = peaks.index.astype(np.int32), np.array(peaks.grid, np.int32)
-    store.save(image_id, peaks=index, values=peaks.values, grid=grid, **kept)
+    store.save(record.image_id, peaks=index, values=peaks.values, grid=grid, **kept)
+    PhotoTable(store.root).note(record.image_id, PhotoFile.of(record.path, tags_of(record)))
 
 
 def _half(values: Tensor) -> np.ndarray:
@@ -152,9 +155,11 @@ class LabelStage:
         Raises:
             CimError: no proposals, no peaks, bad points, or files that do not belong together.
         """
+        photo = PhotoFile.of(record.path, tags_of(record))
         labels = self.label(record)
         kept = {} if labels.evidence is None else {"evidence": labels.evidence.astype(np.float16)}
         self.output.save(record.image_id, class_ids=labels.class_ids, cluster=labels.cluster, **kept)
+        PhotoTable(self.output.root).note(record.image_id, photo)
 
     def label(self, record: Record) -> Clusters:
         """First labels of the record's proposals."""

@@ -21,13 +21,15 @@ from cim.config.schema import Config, PRMConfig
 from cim.core.errors import CimError
 from cim.core.files import read_json, write_json
 from cim.datasets.base import Dataset, Record
+from cim.engine.checkpoints import FRESH_RUN
 from cim.engine.fit import FitOptions, Schedule, Source, fit, is_finished, signature_of
 from cim.evaluation.verdicts import save_verdict
-from cim.models.backbones import RANDOM
+from cim.models.backbones import RANDOM, weights_named
 from cim.prm.converge import HELD_OUT, converge, is_solved, judge_held_out
 from cim.prm.fit import average_precision
 from cim.prm.network import ResponseNet, build_response_net, load_response_net
 from cim.prm.photos import FeatureSource, PhotoSource, feature_cache, one_hot, photo_batches
+from cim.storage.photos import remember_photos, tell_replaced
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,10 @@ def train_prm(config: Config) -> Path:
     net = _build(prm, dataset, prm.weights)
     finished = (paths.prm_dir / "final.pth").is_file()
     metrics = paths.prm_dir / "metrics.json"
+    if finished and _is_first():
+        tell_replaced(paths.prm_dir, dataset, "the response network", FRESH_RUN)
+    elif _is_first():
+        remember_photos(paths.prm_dir, paths.proposals(config.data.train_split))
     if prm.fit == "converge":
         if not _is_first():  # seconds of work: one process does it
             return paths.prm_dir / "final.pth"
@@ -157,7 +163,9 @@ def _options(prm: PRMConfig, workers: int) -> FitOptions:
 def _describe(config: Config, dataset: Dataset) -> dict[str, Any]:
     whole = config.model_dump(mode="json")
     keep = ("score", "optimizer", "backbone", "image_size", "upsample", "flip", "frozen_trunk", "train_norms", "epochs")
-    settings = {name: whole["prm"][name] for name in keep} | {"photos_and_tags": dataset.digest}
+    settings = {name: whole["prm"][name] for name in keep}
+    settings |= {"photos_and_tags": dataset.digest, "tags": dataset.tags_digest}
+    settings["trunk_file"] = weights_named(config.prm.weights)
     if config.prm.fit != "sgd":  # which version 0.1 did not know
         settings["fit"] = config.prm.fit
     if config.prm.fit == "converge":

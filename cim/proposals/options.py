@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from cim.models.backbones import weights_named
+from cim.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,27 @@ class ProposerOptions:
     sam_checkpoint: str | None = None
 
 
-def provenance(options: ProposerOptions) -> dict[str, Any]:
-    """What the store's manifest says; whoever trains on it can see whether masks were learnt from."""
+def provenance(options: ProposerOptions, root: Path | None = None) -> dict[str, Any]:
+    """What the store's manifest says; whoever trains on it can see whether masks were learnt from.
+
+    Args:
+        root: of the store that this is compared with; version 0.1 did not write down the trunk's weights.
+
+    Raises:
+        CimError: no such weights file; damaged manifest.
+    """
     limits = {"max_proposals": options.max_proposals, "min_area": options.min_area, "max_area": options.max_area}
-    return {**MAKERS[options.method](options), **limits}
+    made_from = {**MAKERS[options.method](options), **limits}
+    if root is not None and Store.kind_at(root) == "regions":
+        there = Store.open(root, "regions").provenance
+        made_from = {key: value for key, value in made_from.items() if key != "weights" or key in there}
+    return made_from
 
 
 def _grouping(options: ProposerOptions) -> dict[str, Any]:
     cue = options.backbone if options.deep_features else None
-    return {"maker": "cim grouping", "deep_features": cue, "trained_on_masks": False}
+    weights = {"weights": weights_named(options.weights)} if options.deep_features else {}
+    return {"maker": "cim grouping", "deep_features": cue, **weights, "trained_on_masks": False}
 
 
 def _sam(options: ProposerOptions) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from cim.proposals.grouping.deep import TrunkFeatures
 from cim.proposals.grouping.propose import GroupingOptions, propose
 from cim.proposals.options import ProposerOptions
 from cim.proposals.sam import SamOptions, SamProposer
+from cim.storage.photos import PhotoFile, PhotoTable
 from cim.storage.store import Store
 
 Proposer = Callable[[np.ndarray], RegionSet]
@@ -58,8 +59,10 @@ class ProposalStage:
         if self.store.has(record.image_id):
             regions = self.store.load_regions(record.image_id)
         else:
+            photo = PhotoFile.of(record.path)
             regions = _kept_proposer(self.options, self.device)(read_photo(record.path))
             self.store.save_regions(record.image_id, regions)
+            PhotoTable(self.store.root).note(record.image_id, photo)
         if self.mat is not None:
             write_cob_mat(self._mat_path(record), regions, self.mat_layout)
 

@@ -64,6 +64,15 @@ class Folder:
         with atomic(self.path(name)) as temporary:
             temporary.write_bytes(content)
 
+    def remove(self, name: str) -> None:
+        """Raises:
+        CimError: the folder cannot be written.
+        """
+        try:
+            self.path(name).unlink(missing_ok=True)
+        except OSError as error:
+            raise CimError("cannot remove", path=self.path(name), found=error.strerror or error) from error
+
     def _listed(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self.root) as entries:
             yield from (e for e in entries if e.name.endswith(ENDINGS) and not e.name.startswith("."))
@@ -131,6 +140,13 @@ class Pack:
         CimError: it cannot be written, the disk is full, or it is damaged.
         """
         self.write_all([(name, content)])
+
+    def remove(self, name: str) -> None:
+        """Raises:
+        CimError: it cannot be written, or it is damaged.
+        """
+        with _open(self.file, writes=True) as database:
+            database.execute("DELETE FROM entries WHERE name = ?", (name,))
 
     def write_all(self, entries: Iterable[tuple[str, bytes]]) -> None:
         """All of them or, on an error or a kill, none."""

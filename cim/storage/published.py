@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,8 @@ from cim.core.files import atomic
 from cim.core.regions import GRID, Overlaps, RegionSet
 from cim.core.safe_pickle import load_plain
 from cim.core.types import Clusters
-from cim.datasets.base import Dataset
+from cim.datasets.base import Dataset, Record
+from cim.storage.photos import refuse_replaced
 from cim.storage.store import MANIFEST, Store
 
 logger = logging.getLogger(__name__)
@@ -231,16 +232,27 @@ def open_regions(path: str | Path) -> RegionSource:
     return StoredRegions(Store.open(path, "regions", fix=_PROPOSALS_FIX))
 
 
+def refuse_replaced_photos(source: RegionSource, records: Iterable[Record]) -> None:
+    """Proposals are to be those of the photos that are there now.
+
+    Raises:
+        CimError: photos were replaced since.
+    """
+    if isinstance(source, StoredRegions):  # others keep no table
+        refuse_replaced(source.store, records, fix="cim proposals CONFIG, with the --split of these photos")
+
+
 def having_proposals(dataset: Dataset, source: RegionSource) -> Dataset:
     """The images that have proposals; how many have none is logged.
 
     Raises:
-        CimError: none has.
+        CimError: none has; or some have those of a photo that was replaced since.
     """
     there = source.seen()
     able = dataset.where(lambda record: there(record.image_id))
     if len(dataset) and not len(able):
         raise CimError(f"no image of {dataset.name} has proposals", fix="cim proposals CONFIG")
+    refuse_replaced_photos(source, able)
     if len(able) < len(dataset):
         logger.warning("%d of %d images have no proposals and are left out", len(dataset) - len(able), len(dataset))
     return able

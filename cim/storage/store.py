@@ -27,6 +27,7 @@ from cim.core.locks import LOCK
 from cim.core.regions import RegionSet
 from cim.storage.entries import PACK, Folder, Pack, entries_at
 
+PHOTOS = "photos.jsonl"  # which photos the artefacts were made from (cim/storage/photos.py)
 FORMAT = 1
 _LONGEST = 180  # characters of a name; file systems take 255, temporary files need some
 
@@ -178,6 +179,14 @@ class Store:
         """Arrays of one image, atomically."""
         self.write(image_id, npz_content(**arrays))
 
+    def remove(self, image_id: int | str, ending: str = ".npz") -> None:
+        """What :meth:`write` wrote, if anything.
+
+        Raises:
+            CimError: the disk cannot be written, or the pack is damaged.
+        """
+        self.entries.remove(entry_name(image_id, ending))
+
     def load(self, image_id: int | str) -> dict[str, np.ndarray]:
         """What :meth:`save` wrote.
 
@@ -219,11 +228,12 @@ def entry_name(image_id: int | str, ending: str = ".npz") -> str:
 
 def _clear(root: Path) -> None:
     """Everything in a store goes but the lock of the command that asks for it; the manifest last, since a store without
-    one would be taken for new, and the pack after what belongs to it."""
+    one would be taken for new; before it the table of photos, without which artefacts are taken as they are; before
+    that the pack, after what belongs to it."""
     if (root / PACK).is_file():
         with suppress(CimError):  # a damaged one goes as well
             Pack(root / PACK).settle()
-    last = (PACK, MANIFEST)
+    last = (PACK, PHOTOS, MANIFEST)
     for path in sorted(root.iterdir(), key=lambda path: last.index(path.name) if path.name in last else -1):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

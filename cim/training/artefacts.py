@@ -13,7 +13,16 @@ from cim.core.files import as_json
 from cim.datasets.base import Dataset
 from cim.engine.fit import distributed
 from cim.proposals.options import provenance
-from cim.storage.published import ClusterSource, RegionSource, lineage, open_clusters, open_regions
+from cim.storage.photos import fresh, refuse_replaced, tags_of
+from cim.storage.published import (
+    ClusterSource,
+    RegionSource,
+    StoredClusters,
+    lineage,
+    open_clusters,
+    open_regions,
+    refuse_replaced_photos,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +75,20 @@ def missing_stages(config: Config) -> list[str]:
     missing = []
     if regions is None and config.data.dataset != "folder":
         raise CimError("no proposals for training", path=path, fix=_proposals_fix(config))
-    ours = regions is not None and regions.provenance == as_json(provenance(proposer_options(config.proposals)))
+    ours = regions is not None and regions.provenance == as_json(provenance(proposer_options(config.proposals), path))
     proposed = (lambda image_id: False) if regions is None else regions.seen()
-    if regions is None or (ours and not all(map(proposed, tagged))):
+    if regions is None or (ours and not (all(map(proposed, tagged)) and fresh(path, dataset))):
         missing.append("proposals")
     if config.loss.first_labels:
         clusters = open_clusters(labels) if labels.exists() else None
         labelled = (lambda image_id: False) if clusters is None else clusters.seen()
-        if regions is None or clusters is None or missing or not all(labelled(i) for i in tagged if proposed(i)):
+        if (
+            regions is None
+            or clusters is None
+            or missing
+            or not all(labelled(i) for i in tagged if proposed(i))
+            or not fresh(labels, dataset, tags_of)
+        ):
             if config.prm.checkpoint is None and config.assign.points is None and not paths.prm_checkpoint.exists():
                 missing.append("prm")
             missing.append("first_labels")
@@ -84,10 +99,13 @@ def check_images(dataset: Dataset, regions: RegionSource, clusters: ClusterSourc
     """Tell how many images will be skipped, and why.
 
     Raises:
-        CimError: all of them.
+        CimError: all of them; or what is there was made before photos were replaced, or tags edited.
     """
     if distributed.rank():
         return
+    refuse_replaced_photos(regions, dataset.records)
+    if isinstance(clusters, StoredClusters):
+        refuse_replaced(clusters.store, dataset, "cim labels CONFIG", tags_of)
     found: Counter[str] = Counter()
     proposed, labelled = regions.seen(), None if clusters is None else clusters.seen()
     for record in dataset:

@@ -6,6 +6,7 @@ A folder with a manifest (which trunk, which weights) and one float16 ``.npy`` p
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from cim.core.errors import CimError
 from cim.core.photo import read_photo
 from cim.datasets.base import Dataset, Record
+from cim.storage.photos import PhotoFile, PhotoTable
 from cim.storage.store import Store
 from cim.training.samples import resized
 
@@ -63,6 +65,10 @@ class FeatureCache:
 
         Unreadable photos are left out; whoever needs their features reports them.
         """
+        if replaced := PhotoTable(self.store.root).replaced(dataset, renew=True):
+            kept = {name.rsplit(".", 2)[1] for name in self.store.entries.names()}
+            for record, any_side in itertools.product(replaced, kept):
+                self.store.remove(record.image_id, f".{any_side}.npy")
         there = {side: self.store.seen(_ending(side)) for side in sides}
         missing = [(r, side) for r in dataset for side in sides if not there[side](r.image_id)]
         for record, side in tqdm(missing, desc="features", unit="image", disable=not missing):
@@ -70,13 +76,14 @@ class FeatureCache:
 
     def _compute(self, features: Callable[[Tensor], Tensor], record: Record, side: int, device: torch.device) -> None:
         try:
-            photo = read_photo(record.path)
+            made_from, photo = PhotoFile.of(record.path), read_photo(record.path)
         except CimError:
             return
         values = features(resized(photo, side).to(device))[0].half().cpu().numpy()
         content = io.BytesIO()
         np.save(content, values)
         self.store.write(record.image_id, content.getvalue(), _ending(side))
+        PhotoTable(self.store.root).note(record.image_id, made_from)
 
 
 def _ending(side: int) -> str:

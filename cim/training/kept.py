@@ -16,10 +16,12 @@ from cim.config.schema import Config, TrainConfig
 from cim.core.errors import CimError
 from cim.core.files import fingerprint
 from cim.datasets.base import Dataset
+from cim.engine.checkpoints import FRESH_RUN
 from cim.engine.fit import distributed
 from cim.models.backbones import RANDOM
 from cim.models.cim_net import CIMNet
 from cim.models.region_pool import RegionPool
+from cim.storage.photos import PhotoTable
 from cim.storage.published import RegionSource, lineage
 from cim.training.feature_cache import FeatureCache
 from cim.training.pooled_cache import PooledCache
@@ -39,12 +41,24 @@ def pools(config: Config) -> bool:
 def cached_pooled(config: Config, model: CIMNet, source: CIMSource, device: torch.device) -> PooledCache:
     """What the calibrated head makes of every photo and its proposals, computed now where it is missing.
 
+    All are computed anew when a photo was replaced that the head was calibrated on: the others are measured along
+    axes that this changes.
+
     Raises:
-        CimError: the folder holds those of another trunk, of other proposals or other photos.
+        CimError: the folder holds those of another trunk, of other proposals or other photos; or such a photo was
+            replaced in the middle of a training.
     """
-    cache = PooledCache.create(
-        RunPaths(config).features, pooled_from(config, source.regions, source.dataset), config.data.packed
-    )
+    paths, made_from = RunPaths(config), pooled_from(config, source.regions, source.dataset)
+    if distributed.is_main():
+        measured = [] if config.train.start else [source.dataset[index] for index in calibrated_on(len(source))]
+        replaced = PhotoTable(paths.features).replaced(measured)
+        if replaced and not paths.checkpoint.is_file() and any((paths.train_dir / "checkpoints").glob("*.pth")):
+            found = f"{len(replaced)} replaced, e.g. {replaced[0].path.name}"
+            message = "other photos than when this training began"
+            raise CimError(message, path=paths.train_dir, found=found, fix=FRESH_RUN)
+        PooledCache.create(paths.features, made_from, config.data.packed, overwrite=bool(replaced))
+    distributed.wait()  # nobody opens before the old ones are gone
+    cache = PooledCache.create(paths.features, made_from)
     if distributed.is_main():
         model.to(device).eval()
         cache.fill(model, replace(source, max_proposals=None), config.train.sides[0], device)
@@ -60,7 +74,7 @@ def pooled_from(config: Config, regions: RegionSource, dataset: Dataset) -> dict
         "axes": list(config.model.axes),
         "side": config.train.sides[0],
         "proposals": lineage(regions.provenance),
-        "photos": dataset.digest,
+        "photos": dataset.tags_digest,
     }
 
 
@@ -92,15 +106,19 @@ def cached_features(config: Config, model: CIMNet, dataset: Dataset, device: tor
 
 
 @torch.no_grad()
-def calibrate(model: CIMNet, source: CIMSource, device: torch.device, images: int = 64) -> None:
+def calibrate(model: CIMNet, source: CIMSource, device: torch.device) -> None:
     """Let the region-pooling head measure the trunk's features on images spread over the data set."""
     if not isinstance(model.roi_head, RegionPool):
         return
     model.to(device).eval()
-    spread = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int)
-    samples = (source.sample_at(int(index), min(source.sides), False) for index in spread)
+    samples = (source.sample_at(index, min(source.sides), False) for index in calibrated_on(len(source)))
     moved = (sample.to(device) for sample in samples if sample is not None)
     model.roi_head.calibrate((model.features_of(sample), sample) for sample in moved)
+
+
+def calibrated_on(images: int, count: int = 64) -> list[int]:
+    """Numbers of the images that :func:`calibrate` looks at."""
+    return [int(index) for index in np.linspace(0, images - 1, min(count, images))]
 
 
 def with_scenes(config: Config, model: CIMNet, source: CIMSource, device: torch.device) -> Mixed:

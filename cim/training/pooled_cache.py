@@ -18,6 +18,7 @@ from cim.core.types import Sample
 from cim.datasets.base import Dataset
 from cim.models.cim_net import CIMNet
 from cim.models.region_pool import RegionPool
+from cim.storage.photos import PhotoFile, PhotoTable, drop_replaced
 from cim.storage.store import Store
 
 _LARGEST = 60000.0  # float16 ends at 65504
@@ -38,13 +39,13 @@ class PooledCache:
     store: Store
 
     @classmethod
-    def create(cls, root: Any, made_from: dict[str, Any], packed: bool = False) -> PooledCache:
+    def create(cls, root: Any, made_from: dict[str, Any], packed: bool = False, overwrite: bool = False) -> PooledCache:
         """Open or begin the cache of one trunk, one set of proposals and one calibration; a new one may be ``packed``.
 
         Raises:
             CimError: the folder holds something else.
         """
-        return cls(Store.create(root, "pooled", made_from, packed=packed))
+        return cls(Store.create(root, "pooled", made_from, overwrite, packed))
 
     def load(self, image_id: int | str, count: int) -> Tensor:
         """float16 [N, 2 d].
@@ -73,9 +74,11 @@ class PooledCache:
         """
         assert isinstance(model.roi_head, RegionPool)  # no other head pools
         dataset = source.dataset
+        drop_replaced(self.store, dataset)
         there = self.store.seen()
         missing = [n for n, record in enumerate(dataset) if record.tags and not there(record.image_id)]
         for index in tqdm(missing, desc="features", unit="image", disable=not missing):
+            photo = PhotoFile.of(dataset[index].path)  # None of a scene, which is no file
             try:
                 sample = source.sample_at(index, side, False)
             except CimError:
@@ -85,3 +88,4 @@ class PooledCache:
             sample = sample.to(device)
             pooled = model.roi_head.pooled(model.features_of(sample), sample)
             self.store.save(sample.image_id, pooled=pooled.clamp(-_LARGEST, _LARGEST).half().cpu().numpy())
+            PhotoTable(self.store.root).note(sample.image_id, photo)

@@ -20,11 +20,12 @@ from cim.config.schema import Config, LossConfig, TrainConfig
 from cim.core.errors import CimError
 from cim.core.types import Sample
 from cim.datasets.base import Dataset
-from cim.engine.checkpoints import load_checkpoint
+from cim.engine.checkpoints import FRESH_RUN, load_checkpoint
 from cim.engine.fit import FitOptions, Schedule, distributed, fit, is_finished, signature_of
 from cim.mining.losses import Criterion
-from cim.models.backbones import RANDOM
+from cim.models.backbones import RANDOM, weights_named
 from cim.models.cim_net import CIMNet, param_groups
+from cim.storage.photos import remember_photos, tell_replaced
 from cim.storage.published import RegionSource, open_regions
 from cim.storage.store import Store
 from cim.training.artefacts import check_images, open_artefacts
@@ -77,6 +78,11 @@ def _train(config: Config, device: torch.device) -> Path:
     dataset = distributed.main_first(lambda: build_dataset(config.data, config.data.train_split))
     regions, clusters = open_artefacts(config)
     check_images(dataset, regions, clusters)
+    if distributed.is_main():
+        if paths.checkpoint.is_file():
+            tell_replaced(paths.train_dir, dataset, "CIM", FRESH_RUN)
+        else:
+            remember_photos(paths.train_dir, paths.proposals(config.data.train_split))
     heeds = config.known.mining and dataset.known_digest is not None
     source = CIMSource(dataset, regions, clusters, train.sides, train.flip, train.max_proposals, known=heeds)
     torch.manual_seed(train.seed)
@@ -238,6 +244,8 @@ def describe(config: Config, dataset: Dataset, regions: RegionSource) -> dict[st
         "max_proposals": whole["train"]["max_proposals"],
         "proposals": proposals,
         "photos_and_tags": dataset.digest,
+        "tags": dataset.tags_digest,
+        "trunk_file": weights_named(config.model.weights),
         **({"known": dataset.known_digest} if config.known.mining and dataset.known_digest else {}),
     }
     return {"kind": "cim", "classes": list(dataset.classes), "config": whole, "settings": settings}

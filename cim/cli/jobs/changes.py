@@ -61,7 +61,8 @@ def refuse_changes(config: Config, val: bool, refined: bool, learnt: bool = True
     splits = [train, config.data.eval_split] if val else [train]
     dataset = build_dataset(config.data, train)
     for split in splits:
-        Store.agreeing(paths.proposals(split), "regions", provenance(proposer_options(config.proposals)))
+        made_from = provenance(proposer_options(config.proposals), paths.proposals(split))
+        Store.agreeing(paths.proposals(split), "regions", made_from)
     check_prm(config, dataset)
     if not learnt:
         return

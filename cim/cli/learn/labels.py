@@ -27,6 +27,7 @@ from cim.prm.first_labels import (
 )
 from cim.prm.trained import open_net
 from cim.proposals.published_tree import Tree
+from cim.storage.photos import drop_replaced, tags_of
 from cim.storage.published import RegionSource, having_proposals, open_clusters, open_regions
 from cim.storage.store import Store
 
@@ -153,12 +154,13 @@ def _label(
     provenance = label_provenance(assign, source, regions, dataset.known_digest if known else None)
     output = args.output or paths.first_labels
     store = Store.create(output, "clusters", provenance, args.overwrite, config.data.packed)
+    able = having_proposals(dataset, regions)
+    drop_replaced(store, able, tags_of)
     evidence = peaks is not None and assign.evidence
     if peaks is not None and assign.background == "negative" and not evidence:
         raise CimError("negative background is read from class maps", fix="--set assign.evidence=true")
     stage = LabelStage(regions, store, options, len(dataset.classes), peaks, points, evidence, known)
     unreadable = unreadable or {}
-    able = having_proposals(dataset, regions)
     there = store.seen()
     waiting = [r for r in able if not there(r.image_id) and r.path.name not in unreadable]
     report: StageReport = run_stage(

@@ -15,12 +15,15 @@ from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.files import read_json
 from cim.core.locks import hold
+from cim.engine.checkpoints import FRESH_RUN
 from cim.evaluation.bootstrap import MULTI, Difference, differences
 from cim.evaluation.metrics_file import load_rows, markdown
 from cim.evaluation.verdicts import Verdict, save_verdict
 from cim.labels.export import chosen_path, label_path
 from cim.mask_rcnn.detect import ROW, evaluate_mask_rcnn
 from cim.mask_rcnn.train import train_mask_rcnn
+from cim.storage.photos import remember_photos, tell_replaced
+from cim.storage.store import PHOTOS
 
 STAGE = "Mask R-CNN"  # in verdicts.json
 
@@ -38,7 +41,17 @@ def main(args: argparse.Namespace) -> None:
         _refine(args, config, labels, main_process)
 
 
+def _see_photos(config: Config, run_dir: Path) -> None:
+    """Remember the photos that the labels are of; or tell which of them a finished network has seen as they were."""
+    if not (run_dir / "final.pth").is_file():
+        remember_photos(run_dir, RunPaths(config).proposals(config.data.train_split))
+    elif (run_dir / PHOTOS).is_file():
+        tell_replaced(run_dir, build_dataset(config.data, config.data.train_split), "Mask R-CNN", FRESH_RUN)
+
+
 def _refine(args: argparse.Namespace, config: Config, labels: Path, main_process: bool) -> None:
+    if main_process and args.labels is None:
+        _see_photos(config, args.run or RunPaths(config).refine_dir)
     checkpoint = train_mask_rcnn(config, labels, args.images, args.run)
     if not main_process:
         return

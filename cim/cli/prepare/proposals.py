@@ -21,6 +21,7 @@ from cim.datasets.photo_files import PHOTO_SUFFIXES, photos_below
 from cim.proposals.options import provenance
 from cim.proposals.published_tree import refuse_shared_names
 from cim.proposals.stage import ProposalStage, open_proposer
+from cim.storage.photos import drop_replaced
 from cim.storage.store import Store
 
 
@@ -46,7 +47,8 @@ def _make(
     if args.export_mat is not None:
         refuse_shared_names(records, args.export_mat)
         sweep(args.export_mat)
-    store = Store.create(output, "regions", provenance(options), args.overwrite, packed)
+    store = Store.create(output, "regions", provenance(options, output), args.overwrite, packed)
+    drop_replaced(store, records)
     stage = ProposalStage(store, options, device, args.export_mat, args.mat_layout)
     waiting = stage.waiting(records)
     report = run_stage(

@@ -27,6 +27,7 @@ from cim.labels.formats.marks import VAL, together
 from cim.labels.formats.table import in_split, with_validation, write_formats
 from cim.labels.label_files import validate_labels
 from cim.mask_rcnn.detect import detect_dataset, open_detector
+from cim.storage.photos import refuse_replaced
 from cim.storage.published import having_proposals, open_regions
 from cim.storage.store import Store
 
@@ -103,11 +104,13 @@ def _cim(
     paths = RunPaths(config)
     folder = args.scores or evaluation_dir(paths, find_checkpoint(args.checkpoint, paths)) / "detections" / split
     of = ["--checkpoint", args.checkpoint] if args.checkpoint else []
-    store = Store.open(folder, "detections", fix=command_line("score", args, "--split", split, *of))
+    fix = command_line("score", args, "--split", split, *of)
+    store = Store.open(folder, "detections", fix=fix)
     selection = Selection.of(config.infer)
     source = open_regions(paths.proposals(split))
     first = config.export.tags_first
     able = having_proposals(dataset, source)
+    refuse_replaced(store, able, fix)
     known = config.known.selection and able.known_digest is not None
     images = select_dataset(
         able,
