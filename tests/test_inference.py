@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +158,32 @@ def test_detections_of_a_data_set(run, tmp_path):
         assert {line["category_id"] - 1 for line in lines} == set(record.tags)
     with pytest.raises(CimError, match="other proposals or classes"):
         list(select_dataset(replace(dataset, classes=("a", "b", "c")), source, StoredScores(store), Selection()))
+
+
+class DyingScores(StoredScores):
+    """The first process that asks for image 3 is killed."""
+
+    def load(self, image_id):
+        marker = self.store.root.parent / "died"
+        if image_id == 3 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(image_id)
+
+
+def test_a_killed_worker_of_the_selection(run, tmp_path, monkeypatch):
+    """One line, no results; the same call makes what an unbroken one makes."""
+    _, config, dataset, source = run
+    paths = RunPaths(config)
+    store = detection_store(tmp_path / "d", paths.checkpoint, config.infer, source.provenance)
+    score_dataset(load_trained(paths.checkpoint).model, dataset, source, store, config.infer)
+    unbroken = detect(dataset, source, store, tmp_path / "unbroken.json", Selection()).read_bytes()
+    monkeypatch.setattr("cim.inference.detections.StoredScores", DyingScores)
+    path = tmp_path / "results.json"
+    with pytest.raises(CimError, match=r"a worker process was killed.*the same command continues"):
+        detect(dataset, source, store, path, Selection(), workers=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "died", "unbroken.json", "unbroken.settings.json"]
+    assert detect(dataset, source, store, path, Selection(), workers=2).read_bytes() == unbroken
 
 
 def test_damaged_detections_are_made_again(run, tmp_path):

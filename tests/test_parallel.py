@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
+from small_run import draw
 from test_prepare_tools import call, masks_of, save_json, save_mat
 
+from cim.cli.main import main
+from cim.cli.prepare import proposals
 from cim.core.errors import CimError
+from cim.core.files import atomic
 from cim.core.parallel import StageReport, run_stage
+from cim.datasets.base import Record
+from cim.proposals.stage import ProposalStage
 from cim.storage.published import read_pickle
+from cim.storage.store import Store
 
 
 def touch(number: int, folder: Path) -> None:
@@ -64,6 +77,66 @@ def test_a_killed_worker_is_one_line():
         run_stage(die, [1, 2], workers=2)
 
 
+def write_then_die_once(number: int, folder: Path) -> None:
+    """A file named after the number; the first process that comes to number 5 is killed."""
+    time.sleep(0.02)
+    if number == 5 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    with atomic(folder / str(number)) as half:
+        half.write_text(f"content {number}")
+
+
+def written(folder: Path) -> dict[int, str]:
+    return {int(path.name): path.read_text() for path in folder.iterdir() if path.name.isdigit()}
+
+
+WHOLE = {number: f"content {number}" for number in range(40)}
+
+
+def test_after_a_killed_worker_the_same_call_completes(tmp_path):
+    with pytest.raises(CimError, match="a worker process was killed"):
+        run_stage(partial(write_then_die_once, folder=tmp_path), range(40), workers=2)
+    there = written(tmp_path)
+    assert 5 not in there and there.items() < WHOLE.items()  # none is half written
+    run_stage(partial(write_then_die_once, folder=tmp_path), [n for n in range(40) if n not in there], workers=2)
+    assert written(tmp_path) == WHOLE
+
+
+@dataclass(frozen=True)
+class DiesOnce:
+    """A stage of which one worker is killed at the first photo that it comes to."""
+
+    stage: ProposalStage
+    marker: Path
+
+    def __call__(self, record: Record) -> None:
+        if not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.stage(record)
+
+
+def test_a_killed_worker_of_the_proposal_stage(tmp_path, monkeypatch, capsys):
+    """One line and exit code 2; the same command makes what an unbroken one makes."""
+    draw(tmp_path, 6)
+    words = ["proposals", "--images", str(tmp_path / "photos"), "--no-deep-features", "--workers", "2"]
+    command = [*words, "--output", str(tmp_path / "killed")]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            proposals, "run_stage", lambda stage, *a, **k: run_stage(DiesOnce(stage, tmp_path / "died"), *a, **k)
+        )
+        assert main(command) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "a worker process was killed" in line and "the same command continues" in line
+    assert main(command) == 0
+    assert main([*words, "--output", str(tmp_path / "unbroken")]) == 0
+    one, other = Store.open(tmp_path / "killed", "regions"), Store.open(tmp_path / "unbroken", "regions")
+    assert one.entries.names() == other.entries.names() and len(other.entries.names()) == 6
+    for name in other.entries.names():
+        assert one.entries.read(name) == other.entries.read(name)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_bugs_are_not_hidden(workers):
     with pytest.raises(ZeroDivisionError):
@@ -87,6 +160,99 @@ def test_a_local_cluster_of_two_workers(tmp_path):
         args = ["--dataset", "voc", "--split", "val", "--data-root", tmp_path, "--scheduler", cluster.scheduler_address]
         assert call("create_cob_iou", *args) == 2  # one image is missing
         assert read_pickle(tmp_path / "cob_iou" / "VOC2012" / "2007_000001.pkl").shape == (6, 6)
+
+
+def test_a_killed_worker_of_a_cluster_is_replaced(tmp_path):
+    distributed = pytest.importorskip("distributed", reason="dask is not installed: the cluster is not tested")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        stage = partial(write_then_die_once, folder=tmp_path)
+        report = run_stage(stage, range(40), scheduler=cluster.scheduler_address)
+    assert (tmp_path / "died").exists() and report == StageReport(done=40) and written(tmp_path) == WHOLE
+
+
+def test_an_item_that_kills_every_worker_ends_the_stage():
+    distributed = pytest.importorskip("distributed", reason="dask is not installed: the cluster is not tested")
+    import dask
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+        ) as cluster,
+        pytest.raises(CimError, match="several Dask workers died of one image"),
+    ):
+        run_stage(die, [1], scheduler=cluster.scheduler_address)
+
+
+SCHEDULER = """
+import asyncio, sys
+from distributed import Scheduler
+async def serve():
+    async with Scheduler(host="127.0.0.1", port=int(sys.argv[1]), dashboard=False) as scheduler:
+        print(scheduler.address, flush=True)
+        await scheduler.finished()
+asyncio.run(serve())
+"""
+
+
+def test_a_scheduler_killed_and_started_again(tmp_path, monkeypatch):
+    """The command ends in one line, and the workers end. With all of it started again, the same command completes."""
+    pytest.importorskip("distributed", reason="dask is not installed: the cluster is not tested")
+    monkeypatch.setattr("cim.core.parallel.CONNECT_SECONDS", 40)  # workers are slow to start on a busy machine
+    (tmp_path / "died").touch()  # no worker dies here
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
+    with contextlib.ExitStack() as stack:
+
+        def start(*words: str) -> subprocess.Popen:
+            process = subprocess.Popen(
+                [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            return process
+
+        def start_cluster(port: str) -> tuple[subprocess.Popen, str]:
+            scheduler = start("-c", SCHEDULER, port)
+            address = scheduler.stdout.readline().strip()
+            for _ in range(2):
+                start("-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard", "--no-nanny")
+            return scheduler, address
+
+        scheduler, address = start_cluster("0")
+
+        def kill() -> None:
+            wait_until(lambda: len(written(tmp_path)) > 3)
+            scheduler.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(CimError, match=r"the Dask scheduler stopped or was restarted.*the same command continues"):
+            run_stage(partial(write_then_die_once, folder=tmp_path), range(400), scheduler=address)
+        killer.join()
+        there = written(tmp_path)
+        assert 3 < len(there) < 400
+        assert start_cluster(address.rpartition(":")[2])[1] == address
+        left = [n for n in range(40) if n not in there]
+        run_stage(partial(write_then_die_once, folder=tmp_path), left, scheduler=address)
+    assert written(tmp_path) == there | WHOLE
+
+
+def wait_until(true, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_a_cluster_without_workers(monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="dask is not installed: the cluster is not tested")
+    monkeypatch.setattr("cim.core.parallel.CONNECT_SECONDS", 2)
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster,
+        pytest.raises(CimError, match="the Dask scheduler has no workers"),
+    ):
+        run_stage(bug, [1], scheduler=cluster.scheduler_address)
 
 
 def test_a_scheduler_that_is_not_there(monkeypatch):

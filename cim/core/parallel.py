@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +17,9 @@ from tqdm import tqdm
 from cim.core.errors import CimError
 
 logger = logging.getLogger(__name__)
-CONNECT_SECONDS = 10  # how long a Dask scheduler may take to answer
+CONNECT_SECONDS = 10  # how long a Dask scheduler may take to answer, or to have a worker
+_AHEAD = 500  # tasks that a Dask scheduler knows of at a time
+_PATIENCE = 20  # seconds without a result after which it is asked whether it still has workers
 
 
 @dataclass
@@ -54,7 +57,8 @@ def run_stage(
         scheduler: address of a Dask scheduler; runs there instead (needs ``dask.distributed``).
 
     Raises:
-        CimError: the scheduler's package is missing or the scheduler cannot be reached.
+        CimError: a local worker was killed; the scheduler's package is missing, or the scheduler cannot be reached,
+            has no workers, or lost its tasks. What is done stays.
     """
     names = [str(item) for item in items] if names is None else list(names)
     report, messages = StageReport(), {}
@@ -84,28 +88,63 @@ def _outcomes(
         yield from (_guarded(function, pair) for pair in numbered)
     else:
         parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size="auto")
-        try:
+        with killed_worker_told():
             yield from parallel(joblib.delayed(_guarded)(function, pair) for pair in numbered)
-        except BrokenProcessPool as error:
-            fix = "the same command continues; with --workers 1 it needs least memory"
-            raise CimError("a worker process was killed (no memory?)", fix=fix) from error
+
+
+@contextlib.contextmanager
+def killed_worker_told() -> Iterator[None]:
+    """For blocks that wait for joblib's processes: joblib ends them all when one of them is killed.
+
+    Raises:
+        CimError: one was killed.
+    """
+    try:
+        yield
+    except BrokenProcessPool as error:
+        fix = "the same command continues; with --workers 1 it needs least memory"
+        raise CimError("a worker process was killed (no memory?)", fix=fix) from error
 
 
 def _on_dask(
     function: Callable[[Any], None], numbered: Iterable[tuple[int, Any]], address: str
 ) -> Iterator[tuple[int, str | None]]:
+    """What a killed worker had under way, Dask does again elsewhere. joblib's Dask backend is no help: it takes a
+    cancelled task for a result, and waits for ever where the scheduler forgot one."""
     try:
-        from dask.distributed import Client
+        from dask.distributed import CancelledError, Client, KilledWorker, TimeoutError, wait
     except ImportError:
         raise CimError("--scheduler needs Dask", fix="pip install 'cim[cluster]'") from None
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(Client(address, timeout=CONNECT_SECONDS))
+            client = stack.enter_context(Client(address, timeout=CONNECT_SECONDS))
         except (OSError, ValueError) as error:
             raise CimError("cannot reach the Dask scheduler", path=address, found=error) from error
-        # joblib's dask backend hands results back together; tasks still spread over the cluster.
-        stack.enter_context(joblib.parallel_config(backend="dask"))
-        yield from joblib.Parallel()(joblib.delayed(_guarded)(function, pair) for pair in numbered)
+        waiting, pending = iter(numbered), set[Any]()
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+            while True:
+                pending |= {
+                    client.submit(_guarded, function, pair, pure=False)
+                    for pair in itertools.islice(waiting, _AHEAD - len(pending))
+                }
+                if not pending:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    done, pending = wait(pending, timeout=_PATIENCE, return_when="FIRST_COMPLETED")
+                    yield from (future.result() for future in done)
+                    continue
+                if not client.ncores():  # nobody is at work any more
+                    raise TimeoutError
+        except TimeoutError as error:
+            fix = "start workers; the same command continues"
+            raise CimError("the Dask scheduler has no workers", path=address, fix=fix) from error
+        except KilledWorker as error:
+            fix = "give workers more memory; the same command continues"
+            raise CimError("several Dask workers died of one image", path=address, found=error, fix=fix) from error
+        except (CancelledError, OSError) as error:
+            fix = "once it runs, the same command continues"
+            raise CimError("the Dask scheduler stopped or was restarted", path=address, fix=fix) from error
 
 
 def _guarded(function: Callable[[Any], None], pair: tuple[int, Any]) -> tuple[int, str | None]:

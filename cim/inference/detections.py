@@ -16,6 +16,7 @@ from tqdm import tqdm
 from cim.config.schema import InferConfig
 from cim.core.errors import CimError
 from cim.core.files import as_json, atomic, read_json, write_json
+from cim.core.parallel import killed_worker_told
 from cim.core.regions import RegionSet
 from cim.core.types import Instances
 from cim.datasets.base import Dataset, Record
@@ -124,7 +125,7 @@ def select_dataset(
         workers: processes.
 
     Raises:
-        CimError: no scores, no proposals, or scores of other proposals, for the first such image.
+        CimError: no scores, no proposals, or scores of other proposals, for the first such image; a worker was killed.
     """
 
     def one(record: Record) -> list[dict[str, Any]]:
@@ -135,10 +136,11 @@ def select_dataset(
         return
     slim = replace(dataset, records=())  # the records travel one by one
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size="auto", pre_dispatch="4*n_jobs")
-    yield from parallel(
-        joblib.delayed(_select_image)(slim, source, scores, selection, record, tagged_classes_only, known, doubts)
-        for record in dataset
-    )
+    with killed_worker_told():
+        yield from parallel(
+            joblib.delayed(_select_image)(slim, source, scores, selection, record, tagged_classes_only, known, doubts)
+            for record in dataset
+        )
 
 
 def _select_image(
