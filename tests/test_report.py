@@ -101,7 +101,7 @@ def test_full_report_is_self_contained(run_dir, paths):
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert "@import" not in text and "url(" not in text and "<script" not in text
     assert len(text) < 8e6
-    assert text.count('class="note"') == 1 and "no pseudo labels" in text  # everything else is there
+    assert text.count('class="note"') == 2 and "no pseudo labels" in text
     assert sum(link.startswith("data:image/webp") for link in page.links) == 2 * 8 + 8  # 8 photos, 8 of 20 pictures
     assert "2.12 &lt;b&gt;" in text  # escaped
     assert "update 19,000" in text and "5.6 h" in text
@@ -128,7 +128,7 @@ def test_empty_run_names_the_commands(tmp_path):
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / "empty")]) == 0
     text = (tmp_path / "empty" / "report.html").read_text()
-    assert text.count('class="note"') == 9
+    assert text.count('class="note"') == 10
     for command in ("cim evaluate", "cim train", "cim export", "--annotations"):
         assert command in text
     assert not _Tags(text).open

@@ -28,7 +28,7 @@ from cim.datasets.known import Known
 from cim.review import decisions as edits
 from cim.review.corrections import read_corrections, version_of, write_corrections
 from cim.review.decisions import NOTHING, Decision, Found, Shape
-from cim.review.desk import doubt, open_desk
+from cim.review.desk import open_desk
 from cim.review.server import serve
 from cim.review.session import Conflict, Session
 
@@ -109,12 +109,6 @@ def test_masks_of_a_later_run_that_hardly_differ_were_decided_before():
     again = Found(SIZE, {Shape(DOG, as_runs(nearly)): 0.3})
     assert edits.undecided(edits.delete(NOTHING, FOUND, WHOLE_DOG), again) == ()
     assert edits.undecided(NOTHING, again) != ()
-
-
-def test_doubt_is_that_of_the_class_found_least_surely():
-    assert doubt((TAGGED_CAT, DOG), FOUND.scores) == pytest.approx(0.8)
-    assert doubt((TAGGED_CAT, 2), FOUND.scores) == 1
-    assert doubt((TAGGED_CAT,), FOUND.scores) == pytest.approx(0.3)
 
 
 # ---------------------------------------------------------------------- the file

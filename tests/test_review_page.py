@@ -102,6 +102,7 @@ def alpha(page, canvas: str, x: int, y: int) -> int:
 def test_two_clicks_replace_a_merged_mask_by_its_parts(browser, run, address):
     page = opened(browser, address)
     assert page.locator("#name").inner_text() == "doubt.png (1 of 2)"
+    assert page.locator("#reasons").inner_text() == "dog: the best mask scores 0.20"
     assert "2 dog" in page.locator("#classes").inner_text()
     page.keyboard.press("2")
     assert alpha(page, "masks", 10, 20) > 0 and alpha(page, "masks", 40, 35) == 0

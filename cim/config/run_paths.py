@@ -7,6 +7,7 @@ from pathlib import Path
 from cim.config.schema import Config
 
 CORRECTIONS = "corrections.json"  # in the run folder
+WORTH_A_LOOK = "worth_a_look.json"  # beside a report
 
 
 class RunPaths:

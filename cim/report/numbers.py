@@ -15,6 +15,7 @@ from cim.core.files import read_json
 from cim.evaluation.diagnosis import DETECTION_KINDS, TRUTH_KINDS
 from cim.evaluation.metrics import VOC_IOUS, precision_curves
 from cim.evaluation.metrics_file import FATES, columns_of, fates_table, load_rows
+from cim.labels.worth import Ranking
 from cim.pictures.charts import Line, line_chart
 from cim.pictures.photo_set import ImageId, PhotoSet
 
@@ -31,6 +32,7 @@ class Source:
         config: resolved settings, as text; None when unknown.
         title: heading.
         missing: why the photo_set is unknown.
+        ranking: of the training photos by what is doubtful in them; None when they are unknown.
     """
 
     run: Path
@@ -40,6 +42,7 @@ class Source:
     config: str | None = None
     title: str = "Report"
     missing: str = "pass --annotations and --images"
+    ranking: Callable[[], Ranking] | None = None
 
     @cached_property
     def found(self) -> dict[ImageId, list[dict[str, Any]]]:

@@ -15,9 +15,11 @@ from cim.core.errors import CimError
 from cim.core.files import read_json, write_text
 from cim.engine.run_logger import read_log
 from cim.labels.export import NAME  # every score; its thresholded copies come first
+from cim.labels.worth import rle_of
 from cim.pictures.charts import Line, line_chart, smooth
 from cim.pictures.gallery import LETTERING, Budget, cards, choose, inline_file, rank_photos
-from cim.pictures.photo_set import draw_entries
+from cim.pictures.photo_set import draw_entries, read_annotated
+from cim.pictures.visualize import draw_instances
 from cim.report.numbers import Absent, Source, classes, curves, diagnosis, summary
 from cim.report.verdicts import verdicts
 
@@ -25,6 +27,7 @@ _STAGES = (("train", "CIM"), ("prm", "Peak response network"), ("mask_rcnn", "Ma
 _MAX_PARTS = 8  # lines in a chart
 _PICTURES = 8  # of what is mined over time
 _PICTURE_SIDE = 1200
+_LOOKS = 12  # photos most worth a look
 
 
 @dataclass
@@ -62,6 +65,7 @@ def make_report(source: Source, output: Path, *, each: int = 6, seed: int = 0, b
         "curves": lambda: curves(source),
         "classes": lambda: classes(source),
         "mined": lambda: _mined(source, room),
+        "worth": lambda: _worth(source, room, page),
         "pseudo": lambda: _pseudo(source, room, each, seed),
         "training": lambda: _training(source),
         "setup": lambda: _setup(source),
@@ -173,6 +177,32 @@ def _mined(source: Source, room: Budget) -> list[tuple[str, str]]:
 def _update_of(path: Path) -> str:
     digits = path.stem.rpartition("_")[2]
     return f"update {int(digits):,}" if digits.isdigit() else path.stem
+
+
+def _worth(source: Source, room: Budget, page: _Page) -> dict[str, Any]:
+    if source.ranking is None:
+        raise Absent("the training photos are unknown", "run the tool with the run's config.yaml")
+    ranking = source.ranking()
+    cards_made = []
+    for look in ranking.looks[:_LOOKS]:
+        record, masks = look.record, ranking.found.get(look.record.image_id, ())
+        class_ids = [mask.class_id for mask in masks]
+        try:
+            drawn = draw_instances(
+                read_annotated(record.path, record.size),
+                [rle_of(mask, record.size) for mask in masks],
+                labels=[ranking.dataset.classes[class_id] for class_id in class_ids],
+                scores=[mask.score for mask in masks],
+                class_ids=class_ids,
+                lettering=LETTERING,
+            )
+        except CimError as error:
+            page.problems.append(str(error))
+            continue
+        cards_made.append((record.path.name, look.reasons, room.inline(drawn)))
+    if not cards_made:
+        raise Absent("no tagged photo could be shown", "cim check CONFIG")
+    return {"count": len(ranking.looks), "cards": cards_made}
 
 
 def _pseudo(source: Source, room: Budget, each: int, seed: int) -> dict[str, Any]:

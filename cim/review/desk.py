@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +14,9 @@ from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.regions import RegionSet
-from cim.core.run_lengths import as_text
 from cim.datasets.base import Dataset, Record
 from cim.inference.detections import StoredScores, with_masks
-from cim.labels.export import chosen_path, label_path
-from cim.labels.label_files import read_labels
+from cim.labels.worth import Look, Scored, rank
 from cim.review.decisions import Found, Shape
 from cim.storage.published import RegionSource, open_regions
 from cim.storage.store import Store
@@ -32,12 +29,14 @@ class Sheet:
     """One photo of a review.
 
     Attributes:
-        doubt: 0..1, one minus the best score of the class that was found least surely.
+        doubt: 0..1, see :class:`cim.labels.worth.Look`.
+        reasons: in words.
     """
 
     record: Record
     found: Found
     doubt: float
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -96,15 +95,11 @@ def open_desk(config: Config, corrections: Path) -> Desk:
     others = tuple(path for path in config.data.known if Path(path).resolve() != corrections.resolve())
     split, paths = config.data.train_split, RunPaths(config)
     dataset = build_dataset(config.data.model_copy(update={"known": others}), split)
-    labels = chosen_path(label_path(config, split), config.export)
-    if not labels.is_file():
-        raise CimError("no pseudo labels to review yet", path=labels, fix="cim run, or cim export and cim threshold")
-    found = _found(labels, dataset)
-    sheets = [_sheet(record, found.get(record.image_id, {})) for record in dataset if record.tags]
+    ranking = rank(config, dataset)
+    sheets = tuple(_sheet(look, ranking.found.get(look.record.image_id, ())) for look in ranking.looks)
     if not sheets:
         raise CimError("no tagged photo to review", path=config.data.images)
-    ordered = tuple(sorted(sheets, key=lambda sheet: -sheet.doubt))  # of equal doubt: as they were
-    return Desk(dataset, Path(config.data.images), ordered, open_regions(paths.proposals(split)), _scores(paths, split))
+    return Desk(dataset, Path(config.data.images), sheets, open_regions(paths.proposals(split)), _scores(paths, split))
 
 
 def _scores(paths: RunPaths, split: str) -> StoredScores | None:
@@ -115,31 +110,8 @@ def _scores(paths: RunPaths, split: str) -> StoredScores | None:
         return None
 
 
-def _found(labels: Path, dataset: Dataset) -> Mapping[int | str, dict[Shape, float]]:
-    """Shapes with scores by image id, best first."""
-    content = read_labels(labels)
-    class_ids = {name: class_id for class_id, name in enumerate(dataset.classes)}
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
-    image_ids = {image["id"]: image.get("source_id", image["id"]) for image in content["images"]}
-    found: dict[int | str, dict[Shape, float]] = defaultdict(dict)
-    for line in sorted(content["annotations"], key=lambda line: -line["score"]):
-        image_id, rle, name = image_ids[line["image_id"]], line["segmentation"], names[line["category_id"]]
-        record = dataset.by_id.get(image_id)
-        if record is None or line["iscrowd"]:
-            continue
-        if tuple(rle["size"]) != tuple(record.size) or name not in class_ids:
-            message, fix = "labels of other photos or classes than there are now", "run cim run again"
-            raise CimError(message, path=labels, found=f"'{name}' on {record.path.name}", fix=fix)
-        found[image_id].setdefault(Shape(class_ids[name], as_text(rle["counts"])), float(line["score"]))
-    return found
-
-
-def _sheet(record: Record, shapes: Mapping[Shape, float]) -> Sheet:
-    told = dict(record.known.counts)
-    return Sheet(record, Found(record.size, shapes, told), doubt(record.tags, shapes))
-
-
-def doubt(tags: Iterable[int], shapes: Mapping[Shape, float]) -> float:
-    """One minus the best score of the class that was found least surely; 1 where a class was not found at all."""
-    best = [max((score for shape, score in shapes.items() if shape.class_id == tag), default=0.0) for tag in tags]
-    return 1 - min(best, default=0.0)
+def _sheet(look: Look, masks: Sequence[Scored]) -> Sheet:
+    shapes: dict[Shape, float] = {}
+    for one in masks:
+        shapes.setdefault(Shape(one.class_id, one.mask), one.score)
+    return Sheet(look.record, Found(look.record.size, shapes, dict(look.record.known.counts)), look.doubt, look.reasons)

@@ -45,7 +45,7 @@ class Session:
             self._refresh()
             photos = [
                 {"name": photo_name(sheet.record, self.desk.images), "doubt": round(sheet.doubt, 3)}
-                | {"state": self._state_of(sheet)}
+                | {"reasons": list(sheet.reasons), "state": self._state_of(sheet)}
                 for sheet in self.desk.sheets
             ]
             return {"version": self._version, "photos": photos}

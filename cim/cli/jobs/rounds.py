@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from cim.config.run_paths import WORTH_A_LOOK
 from cim.core.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -13,7 +14,7 @@ logger = logging.getLogger(__name__)
 NOTE = "known.json"  # in the run folder: of which knowledge its networks and labels are, and how many rounds there were
 LEARNT = (
     *("first_labels", "train", "detections", "pseudo_labels", "mask_rcnn"),
-    *("metrics.json", "diagnosis.json", "report.html"),
+    *("metrics.json", "diagnosis.json", "report.html", WORTH_A_LOOK),
 )
 """What depends on knowledge beyond tags. Proposals, response network, peaks and features do not, and stay."""
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
+from cim.config.run_paths import WORTH_A_LOOK
 from cim.config.schema import Config
 from cim.core.errors import CimError
+from cim.core.files import write_json
+from cim.labels.worth import Ranking, as_json, labels_of, rank
 from cim.pictures.photo_set import PhotoSet
-from cim.report.numbers import Source
+from cim.report.numbers import Absent, Source
 from cim.report.page import make_report
 
 
@@ -23,14 +26,14 @@ def main(args: argparse.Namespace) -> int:
     if (args.annotations is None) != (args.images is None):
         raise CimError("--annotations and --images go together")
     output = args.output or args.run / "report.html"
-    problems = make_report(_source(args), output, each=args.each, seed=args.seed)
+    problems = make_report(_source(args, output.with_name(WORTH_A_LOOK)), output, each=args.each, seed=args.seed)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     print(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")
     return 2 if problems else 0
 
 
-def _source(args: argparse.Namespace) -> Source:
+def _source(args: argparse.Namespace, worth: Path) -> Source:
     files = [Path(args.config)] if args.config else [args.run / "config.yaml", args.run / "train" / "config.yaml"]
     named = args.config or next((str(path) for path in files if path.is_file()), None)
     config = load_config(named) if named else None
@@ -52,11 +55,25 @@ def _source(args: argparse.Namespace) -> Source:
         config=_yaml(config) if config else None,
         title=config.name if config else args.run.resolve().name,
         missing=missing,
+        ranking=_ranking(config, worth) if config else None,
     )
 
 
 def _train_photo_set(config: Config) -> Callable[[], PhotoSet]:
     return lambda: PhotoSet.of(build_dataset(config.data, config.data.train_split))
+
+
+def _ranking(config: Config, path: Path) -> Callable[[], Ranking]:
+    """Ranks the training photos, and writes the file that says so."""
+
+    def ranked() -> Ranking:
+        if not labels_of(config).is_file():
+            raise Absent("no pseudo labels yet", "cim threshold CONFIG")
+        ranking = rank(config, build_dataset(config.data, config.data.train_split))
+        write_json(path, as_json(config, ranking), indent=1)
+        return ranking
+
+    return ranked
 
 
 def _yaml(config: Config) -> str:

@@ -13,6 +13,7 @@ EMPTY_IMAGES = ("keep", "drop")
 PHOTOS = ("link", "copy")
 SCORES = ("keep", "weight", "drop")
 FORMATS = ("coco", "mmdet", "yolo", "voc", "labelme", "cvat", "label-studio")  # cim/labels/formats/table.py
+CORRECTING = FORMATS[-3:]
 
 
 def predict(target: argparse.ArgumentParser) -> None:
@@ -55,6 +56,7 @@ def export(target: argparse.ArgumentParser) -> None:
         "  cim export resnet50_voc\n"
         "  cim export resnet50_voc --from-mask-rcnn   # one more round\n"
         "  cim export runs/animals/config.yaml --format mmdet yolo --val 0.2\n"
+        "  cim export runs/animals/config.yaml --review 30 --format labelme\n"
         "  cim export --labels predictions/predictions.json --images holiday --format labelme --output holiday_labels",
     )
     add_config_args(target, optional=True)
@@ -74,6 +76,15 @@ def export(target: argparse.ArgumentParser) -> None:
     others = target.add_argument_group("for other programs (docs/EXPORT.md)")
     others.add_argument(
         "--format", nargs="+", action="extend", choices=FORMATS, help="each in its folder below --output"
+    )
+    others.add_argument(
+        "--review",
+        nargs="?",
+        type=positive,
+        const=50,
+        metavar="N",
+        help=f"only the N (50) most doubtful training photos, to be corrected in {', '.join(CORRECTING)}, "
+        "in <work_dir>/to_review (docs/ANNOTATE.md)",
     )
     others.add_argument("--labels", type=Path, help="COCO json (default: the thresholded pseudo labels of the config)")
     others.add_argument("--images", type=Path, help="folder of their photos (default: what the labels say)")

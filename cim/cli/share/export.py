@@ -24,8 +24,9 @@ from cim.inference.scores import evaluation_dir, find_checkpoint
 from cim.labels.export import chosen_path, image_root, label_path, of_the_tags, write_labels
 from cim.labels.formats.coco import read_coco
 from cim.labels.formats.marks import VAL, together
-from cim.labels.formats.table import in_split, with_validation, write_formats
+from cim.labels.formats.table import FORMATS, in_split, with_validation, write_formats
 from cim.labels.label_files import validate_labels
+from cim.labels.worth import as_labels, rank
 from cim.mask_rcnn.detect import detect_dataset, open_detector
 from cim.storage.photos import refuse_replaced
 from cim.storage.published import having_proposals, open_regions
@@ -35,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 
 _OF_DETECTIONS = ("checkpoint", "scores", "from_mask_rcnn")  # options that have no place beside --format
-_OF_FORMATS = ("labels", "images", "val", "val_labels", "val_images", "empty_images")  # and without it
+_NOT_OF_A_REVIEW = ("labels", "images", "val", "val_labels", "val_images", "empty_images", "split")
+_OF_FORMATS = ("review", "labels", "images", "val", "val_labels", "val_images", "empty_images")  # and without it
 
 
 def main(args: argparse.Namespace) -> None:
@@ -44,6 +46,9 @@ def main(args: argparse.Namespace) -> None:
             where = "beside" if args.format else "without"
             fix = "write labels and choose among them first (cim threshold), then --format"
             raise CimError(f"--{name.replace('_', '-')} {where} --format", fix=fix if args.format else "add --format")
+    if args.review is not None:
+        _to_review(args)
+        return
     if args.format:
         _formats(args)
         return
@@ -94,6 +99,23 @@ def _formats(args: argparse.Namespace) -> None:
     for name, done in write_formats(
         labels, list(names), output, photos=args.photos, empty=empty, overwrite=args.overwrite
     ):
+        print(f"{output / name}: {done}")
+
+
+def _to_review(args: argparse.Namespace) -> None:
+    for name in _NOT_OF_A_REVIEW:
+        if getattr(args, name) is not None:
+            raise CimError(f"--{name.replace('_', '-')} beside --review", fix="leave it out")
+    names = list(dict.fromkeys(args.format))
+    if other := [name for name in names if not FORMATS[name].correcting]:
+        expected = ", ".join(name for name, one in FORMATS.items() if one.correcting)
+        raise CimError("nobody corrects labels in this format", expected=expected, found=other[0])
+    if not args.config:
+        raise CimError("which run", expected="cim export CONFIG --review", fix="name the config.yaml of its folder")
+    config = load_config(args.config, args.set)
+    ranking = rank(config, build_dataset(config.data, config.data.train_split))
+    labels, output = as_labels(config, ranking, args.review), args.output or Path(config.work_dir) / "to_review"
+    for name, done in write_formats(labels, names, output, photos=args.photos, overwrite=args.overwrite):
         print(f"{output / name}: {done}")
 
 

@@ -114,8 +114,10 @@ class _Names:
         return self._found[given.photo]
 
     def _find(self, given: Given) -> Path:
-        last = given.photo.replace("\\", "/").rpartition("/")[2]
-        try:
-            return self._finder.find(given.photo, given.where)
-        except CimError:
-            return self._finder.find(last, given.where)
+        name = given.photo.replace("\\", "/")
+        while "/" in name:  # the folders in front, one by one: photos may lie in folders of their own
+            try:
+                return self._finder.find(name, given.where)
+            except CimError:
+                name = name.partition("/")[2]
+        return self._finder.find(name, given.where)

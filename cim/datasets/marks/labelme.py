@@ -21,8 +21,11 @@ def is_labelme(content: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(content, dict) and "shapes" in content
 
 
-def read_labelme(path: Path, content: dict[str, Any]) -> Iterator[Given]:
+def read_labelme(path: Path, content: dict[str, Any], inside: str = ".") -> Iterator[Given]:
     """The instances of one photo.
+
+    Args:
+        inside: the file's folder in a folder of such files; its photo may lie in a folder of that name.
 
     Raises:
         CimError: not such a json, or a shape of another kind.
@@ -32,6 +35,7 @@ def read_labelme(path: Path, content: dict[str, Any]) -> Iterator[Given]:
     photo = content.get("imagePath") or path.stem
     if not isinstance(shapes, list) or not isinstance(photo, str):
         raise CimError("not LabelMe's json", path=path, expected="imagePath, and shapes as a list")
+    photo = photo if inside == "." else f"{inside}/{photo}"
     groups: dict[Any, list[tuple[str, dict[str, Any]]]] = {}
     for number, shape in enumerate(shapes, 1):
         where = f"{path}, shape {number}"

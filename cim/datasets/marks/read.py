@@ -33,7 +33,7 @@ def read_marks(path: str | Path) -> Iterator[Given]:
             content = _json(file)
             if not is_labelme(content):
                 raise CimError("not LabelMe's json", path=file, fix="name a file of another form by itself")
-            yield from read_labelme(file, content)
+            yield from read_labelme(file, content, file.relative_to(path).parent.as_posix())
         return
     if not path.is_file():
         raise CimError("no such file of marks", path=path, fix="set data.known to what is there")

@@ -310,6 +310,7 @@ function drawLists() {
   )));
   byId(`photo-${photo?.place}`)?.scrollIntoView({ block: "nearest" });
   byId("name").textContent = photo ? `${photo.name} (${photo.place + 1} of ${overview.photos.length})` : "";
+  byId("reasons").textContent = photo ? overview.photos[photo.place].reasons.join("; ") : "";
   fill("classes", (photo?.numbers ?? []).map((one, n) => {
     const name = photo.classes[n].name;
     const input = element("input", {
