@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from small_review import CAT, LEFT, SIZE, WHOLE, small_review, text
 
-from cim.cli.main import main
+from cim.cli.jobs import run as run_folder
+from cim.cli.main import main, parse
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
 from cim.config.schema import Config
@@ -96,7 +97,7 @@ def test_what_a_person_drew_whole_is_beyond_doubt(tmp_path):
 
 
 def test_a_review_has_the_same_order_and_says_why(tmp_path):
-    config, run = small_review(tmp_path, "sure.png,dog*20\ndoubt.png,dog\n")
+    config, run = small_review(tmp_path, "sure.png,dog*20\ndoubt.png,dog cat\n")
     overview = Session(open_desk(config, run / "corrections.json"), run / "corrections.json").overview()["photos"]
     assert {photo["name"]: tuple(photo["reasons"]) for photo in overview} == reasons(config)
     assert overview[0]["name"] == "sure.png" and overview[0]["reasons"] == ["dog: 1 of 20 found"]
@@ -125,6 +126,20 @@ def test_the_most_doubtful_photos_go_to_a_tool_and_come_back(tmp_path):
     known = {record.image_id: record.known for record in build_dataset(told.data, "train")}
     assert [one.mask for one in known["doubt.png"].marks] == [text(CAT), text(WHOLE)]
     assert not known["sure.png"]
+
+
+def test_a_run_notices_what_is_corrected_inside_its_own_folder(tmp_path):
+    _, run = small_review(tmp_path)
+    assert main(["export", str(run / "config.yaml"), "--review", "--format", "labelme"]) == 0
+    folder = run / "to_review" / "labelme"
+    words = ["run", "--images", str(tmp_path / "photos"), "--tags", str(tmp_path / "tags.csv"), "--output", str(run)]
+    args = parse([*words, "--known", str(folder)])
+    state, digest = run_folder.state_of(args), run_folder.known_digest(args)
+    content = json.loads((folder / "train" / "doubt.json").read_text())
+    content["shapes"].pop()
+    (folder / "train" / "doubt.json").write_text(json.dumps(content))
+    assert run_folder.state_of(args) != state
+    assert run_folder.known_digest(args) != digest
 
 
 @pytest.mark.parametrize(

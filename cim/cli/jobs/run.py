@@ -193,15 +193,21 @@ def known_digest(args: argparse.Namespace) -> str | None:
 
 
 def state_of(args: argparse.Namespace) -> str:
-    """Photos, tags and corrections as they are now: when they change, finished stages look again. What the run itself
-    writes is no input, wherever its folder lies."""
-    files = [path for path in (args.tags, args.val_tags, args.val_masks, *args.known) if path and path.is_file()]
-    folders = [path for path in (args.images, args.negatives, args.val, *args.known) if path and path.is_dir()]
-    for folder in folders:
-        files += sorted(path for path in folder.rglob("*") if path.is_file())
+    """Photos, tags and what is known as they are now: when they change, finished stages look again. What the run itself
+    writes is no input, wherever its folder lies; what a person hands back may lie in there."""
     run_dir = args.output.resolve()
+    files = _files_of(args.tags, args.val_tags, args.val_masks, args.images, args.negatives, args.val)
     files = [path for path in files if run_dir not in path.resolve().parents]
-    return "".join(f"\n{file_state(path)}" for path in [*files, *corrections(args)])
+    return "".join(f"\n{file_state(path)}" for path in [*files, *_files_of(*args.known), *corrections(args)])
+
+
+def _files_of(*paths: Path | None) -> list[Path]:
+    """Files, and the files in folders."""
+    found: list[Path] = []
+    for path in paths:
+        if path is not None:
+            found += [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return found
 
 
 def training(config: Path, masks: bool) -> list[Stage]:
