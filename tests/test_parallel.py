@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from dying import die, write_then_die_once
 from small_run import draw
 from test_prepare_tools import call, masks_of, save_json, save_mat
 
 from cim.cli.main import main
 from cim.cli.prepare import proposals
 from cim.core.errors import CimError
-from cim.core.files import atomic
 from cim.core.parallel import StageReport, run_stage
 from cim.datasets.base import Record
 from cim.proposals.stage import ProposalStage
@@ -68,23 +68,9 @@ def test_failures_are_listed_in_the_order_of_the_items(tmp_path):
     assert list(report.failed) == ["1", "4", "7", "10"]
 
 
-def die(item: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_killed_worker_is_one_line():
     with pytest.raises(CimError, match="a worker process was killed"):
         run_stage(die, [1, 2], workers=2)
-
-
-def write_then_die_once(number: int, folder: Path) -> None:
-    """A file named after the number; the first process that comes to number 5 is killed."""
-    time.sleep(0.02)
-    if number == 5 and not (folder / "died").exists():
-        (folder / "died").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    with atomic(folder / str(number)) as half:
-        half.write_text(f"content {number}")
 
 
 def written(folder: Path) -> dict[int, str]:

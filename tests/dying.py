@@ -1,0 +1,24 @@
+"""Work for processes that are killed; apart from the tests so that those processes load little."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from cim.core.files import atomic
+
+
+def die(item: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_then_die_once(number: int, folder: Path) -> None:
+    """A file named after the number; the first process that comes to number 5 is killed."""
+    time.sleep(0.02)
+    if number == 5 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    with atomic(folder / str(number)) as half:
+        half.write_text(f"content {number}")
