@@ -24,6 +24,7 @@ from scipy.io import savemat
 from cim.config.loading import load_config
 from cim.core.photo import photo_size, read_photo
 from cim.core.regions import RegionSet, load_members
+from cim.datasets.base import Record
 from cim.datasets.folder import open_folder
 from cim.datasets.tags import cache
 from cim.datasets.tags.coco_json import open_tag_file, read_tag_file
@@ -247,7 +248,8 @@ def _stores(folder: Path) -> list[Reader]:
     regions = RegionSet.from_masks(_masks(), np.array([0.9, 0.8, 0.1], np.float32))
     regions.save(folder / "regions.npz")
     peaks, clusters, scores = (Store(folder / kind, kind) for kind in ("peaks", "clusters", "detections"))
-    save_peaks(peaks, "a", Peaks(np.array([[0, 2, 3], [1, 4, 4]]), np.array([12.0, 11.0], np.float32), (7, 7)))
+    record = Record("a", folder / "a.jpg", (8, 8), (0, 1))
+    save_peaks(peaks, record, Peaks(np.array([[0, 2, 3], [1, 4, 4]]), np.array([12.0, 11.0], np.float32), (7, 7)))
     clusters.save("a", class_ids=np.array([1, 0, -1]), cluster=np.array([1, 2, 0]))
     scores.save("a", scores=np.ones((3, 2), np.float32), mil=np.ones((3, 2), np.float32))
     about = {"format": 1, "kind": "regions", "provenance": {"maker": "x"}}

@@ -127,7 +127,7 @@ def read_second(config: Config, dataset: Dataset) -> Masks:
 
 
 def worth_a_look(dataset: Dataset, found: Masks, second: Masks) -> list[Look]:
-    """The tagged photos, most doubtful first, those of equal doubt in the order of the data set.
+    """The tagged photos, the one with the largest doubt first; of equal ones, that whose doubts add up to more.
 
     Three things make a class of a photo doubtful: the score of its best mask (doubt 1 - score; 1 without a mask),
     fewer masks than there are instances (the missing share), and a best mask of which Mask R-CNN sees nothing alike
