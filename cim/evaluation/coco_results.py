@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,7 +162,7 @@ def _result(
         problem = "unknown image"
     elif not isinstance(category_id, int) or category_id not in truth.categories:
         problem = "unknown category"
-    elif not isinstance(line.get("score"), int | float) or not np.isfinite(line["score"]):
+    elif not isinstance(line.get("score"), int | float) or not abs(line["score"]) <= sys.float_info.max:
         problem = "a score that is no number"
     else:
         try:

@@ -42,6 +42,7 @@ def read_labels(path: str | Path, scored: bool = False, boxes: bool = False) -> 
         raise CimError("no annotations", path=path, expected="at least one instance", fix="lower the threshold")
     try:
         _check_ids(content)
+        _check_names(content)
         _complete(content, scored, boxes)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         found = f"no {error}" if isinstance(error, KeyError) else error
@@ -54,6 +55,12 @@ def labels_root(content: dict[str, Any], path: str | Path) -> Path:
     info = content.get("info")
     told = info.get("image_root") if isinstance(info, dict) else None
     return Path(path).parent / (told if isinstance(told, str) else "")
+
+
+def _check_names(content: dict[str, Any]) -> None:
+    for line in content["categories"]:
+        if not isinstance(line["name"], str):
+            raise ValueError(f"category {line['id']} has a name that is no text")
 
 
 def _check_ids(content: dict[str, Any]) -> None:

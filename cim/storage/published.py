@@ -420,9 +420,14 @@ def _proposals(
             expected="boxes [N, 4] and grids [N, 7, 7]",
             found=f"{list(boxes.shape)} and {list(grids.shape)}",
         )
-    scores = np.zeros(len(boxes), np.float32) if np.shape(scores) != (len(boxes),) else np.asarray(scores, np.float32)
+    try:
+        boxes = boxes.astype(np.float32)
+        same = np.shape(scores) == (len(boxes),)
+        scores = np.asarray(scores, np.float32) if same else np.zeros(len(boxes), np.float32)
+    except (TypeError, ValueError) as error:
+        raise CimError(f"bad proposals of image {image_id}", path=path, expected="numbers", found=error) from None
     iou, containment = (_matrix_path(data_dir, folder, image_id) for folder in ("cob_iou", "cob_asy_iou"))
-    return PublishedProposals(boxes.astype(np.float32), grids != 0, scores, iou, containment)
+    return PublishedProposals(boxes, grids != 0, scores, iou, containment)
 
 
 def _matrix_path(data_dir: str | Path | None, folder: str, image_id: int | str) -> Path | None:
