@@ -83,7 +83,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _opened(path: str | Path) -> Image.Image:
-    _check_file(Path(path))
+    check_file(Path(path))
     Image.init()
     try:
         with warnings.catch_warnings():
@@ -100,8 +100,12 @@ def _opened(path: str | Path) -> Image.Image:
     return image
 
 
-def _check_file(path: Path) -> None:
-    """Before anything is opened: a named pipe would wait for ever, a device might never end."""
+def check_file(path: Path) -> None:
+    """Before anything is opened: a named pipe would wait for ever, a device might never end.
+
+    Raises:
+        CimError: missing, empty, too large, or no file.
+    """
     try:
         state = path.stat()
     except FileNotFoundError:

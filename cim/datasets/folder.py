@@ -83,7 +83,7 @@ def open_folder(
     vocabulary: Vocabulary | None = None,
     negatives: str | Path | None = None,
     known: Sequence[str | Path] = (),
-    leave_out: str | Path | None = None,
+    leave_out: str | Path | Container[str] | None = None,
     name: str = "folder",
 ) -> Dataset:
     """A data set from a folder of photos.
@@ -101,7 +101,8 @@ def open_folder(
         negatives: folder of further photos that show none of the classes; their ids begin with "negatives/".
         known: files of marked instances of these photos (:func:`cim.datasets.marks.read.read_marks`); later ones count
             before earlier ones.
-        leave_out: json {"photos": {path: reason}} of listed photos that are not to be used, as ``cim run`` writes it.
+        leave_out: listed photos that are not to be used: their paths, or a json {"photos": {path: reason}} as
+            ``cim run`` writes it.
         name: of the data set, for messages.
 
     Raises:
@@ -124,10 +125,10 @@ def open_folder(
     index = {label: number for number, label in enumerate(vocabulary.classes)}
     find_id = _id_lookup(listing, truth)
     if leave_out is not None:
-        unwanted = _left_out(Path(leave_out))
+        unwanted = _left_out(Path(leave_out)) if isinstance(leave_out, str | Path) else leave_out
         listing = replace(listing, photos=tuple(photo for photo in listing.photos if str(photo.path) not in unwanted))
         if not listing.photos:
-            raise CimError("every photo is left out", path=leave_out, fix="replace the photos that cannot be read")
+            raise CimError("every photo is left out", path=images, fix="replace the photos that cannot be read")
     records = _records(listing, index, find_id)
     counts = [{index[label]: number for label, number in photo.counts.items()} for photo in listing.photos]
     records = with_known(records, counts, vocabulary.classes, images, known)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cim.core.errors import CimError
 from cim.core.files import fingerprint, write_text
+from cim.core.photo import check_file
 from cim.datasets.base import Record
 from cim.storage.store import PHOTOS, Store
 
@@ -43,9 +44,10 @@ class PhotoFile:
         None where it cannot be read, which is told by whoever needs it.
         """
         try:
+            check_file(path)  # a named pipe would never end
             state = path.stat()
             return cls(state.st_size, state.st_mtime_ns, fingerprint(path), besides)
-        except OSError:
+        except (OSError, CimError):
             return None
 
 

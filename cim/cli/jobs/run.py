@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace, refined: bool) -> int:
     if refined:
         stages.append(stage("Mask R-CNN", "refine", config, *([] if masks else ["--no-evaluation"])))
     stages += presentation(config, settings, masks)
-    inputs, known = text + state_of(args), known_digest(args)
+    inputs, known = text + state_of(args), known_digest(args, left_out["photos"])
     if done_otherwise(stages, args.output, inputs):
         before = settings.model_copy(deep=True)
         if not (args.output / LEFT_OUT).is_file():
@@ -183,13 +183,10 @@ def corrections(args: argparse.Namespace) -> list[Path]:
     return [path] if path.is_file() else []
 
 
-def known_digest(args: argparse.Namespace) -> str | None:
-    """Of what is known of the photos beyond their tags; None when nothing is."""
-    left_out = args.output / LEFT_OUT
+def known_digest(args: argparse.Namespace, left_out: Container[str] = ()) -> str | None:
+    """Of what is known of the photos beyond their tags; None when nothing is. ``left_out``: photos not to look at."""
     known = [*args.known, *corrections(args)]
-    return open_folder(
-        args.images, args.tags, known=known, leave_out=left_out if left_out.is_file() else None
-    ).known_digest
+    return open_folder(args.images, args.tags, known=known, leave_out=left_out).known_digest
 
 
 def state_of(args: argparse.Namespace) -> str:
