@@ -53,8 +53,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, refined: bool) -> int:
-    settings, masks = resolve(args), bool(args.val_masks)
-    left_out = unreadable_photos(args)
+    settings, masks, state = resolve(args), bool(args.val_masks), state_of(args)
+    left_out = unreadable_photos(args, state)
     if left_out["photos"]:
         settings.data.leave_out = str(args.output / LEFT_OUT)
     config, text = args.output / "config.yaml", config_text(settings)
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace, refined: bool) -> int:
     if refined:
         stages.append(stage("Mask R-CNN", "refine", config, *([] if masks else ["--no-evaluation"])))
     stages += presentation(config, settings, masks)
-    inputs, known = text + state_of(args), known_digest(args, left_out["photos"])
+    inputs, known = text + state, known_digest(args, left_out["photos"])
     if done_otherwise(stages, args.output, inputs):
         before = settings.model_copy(deep=True)
         if not (args.output / LEFT_OUT).is_file():
@@ -137,16 +137,19 @@ def resolve(args: argparse.Namespace) -> Config:
     return load_config(args.config, [*(override(key, value) for key, value in settings.items()), *args.set])
 
 
-def unreadable_photos(args: argparse.Namespace) -> dict[str, Any]:
+def unreadable_photos(args: argparse.Namespace, inputs: str) -> dict[str, Any]:
     """What RUN/left_out.json says, or should: ``photos``, path -> what is wrong, of the training photos that cannot be
     read. Every photo is decoded once; nothing is written.
+
+    Args:
+        inputs: :func:`state_of` them; where they are as they were, no photo is looked at again.
 
     Raises:
         CimError: a validation photo that cannot be read (numbers on fewer photos would be other numbers), or tags and
             folders that do not fit.
     """
     path = args.output / LEFT_OUT
-    state = hashlib.sha256(state_of(args).encode(errors="surrogateescape")).hexdigest()
+    state = hashlib.sha256(inputs.encode(errors="surrogateescape")).hexdigest()
     known = read_json(path, fix="delete it") if path.is_file() else {}
     if known.get("state") != state:
         if args.val:
