@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,22 +46,36 @@ def train_mask_rcnn(config: Config, labels: Path, images: Path | None = None, ru
         CimError: see :func:`open_labels` and :func:`cim.engine.fit.fit`.
     """
     refine = config.refine
-    photos, classes = open_labels(labels, images)
-    source = LabelSource(photos, refine.min_side, refine.max_side, refine.flip, refine.score_weighted)
-    seen = with_scenes(source, refine)
+    fed = _fed(config, labels, images)
     torch.manual_seed(refine.seed)
-    model = build_mask_rcnn(refine.backbone, len(classes), refine.weights, refine.min_side, refine.max_side)
+    model = build_mask_rcnn(refine.backbone, len(fed.classes), refine.weights, refine.min_side, refine.max_side)
     return fit(
         model,
-        seen,
+        fed.source,
         refine_step,
         param_groups=_param_groups(model, refine),
-        schedule=schedule_of(refine, [sorted(set(photo.labels)) for photo in photos]),
+        schedule=fed.schedule,
         options=_options(refine),
         run_dir=run_dir or RunPaths(config).refine_dir,
         device=resolve_device(config.device),
-        meta=_describe(config, classes),
+        meta=_describe(config, fed.classes),
     )
+
+
+class Fed(NamedTuple):
+    """What a label file gives a training: its source, classes, and how long it lasts."""
+
+    source: Source
+    classes: Sequence[str]
+    schedule: Schedule
+
+
+def _fed(config: Config, labels: Path, images: Path | None = None) -> Fed:
+    refine = config.refine
+    photos, classes = open_labels(labels, images)
+    source = LabelSource(photos, refine.min_side, refine.max_side, refine.flip, refine.score_weighted)
+    schedule = schedule_of(refine, [sorted(set(photo.labels)) for photo in photos])
+    return Fed(with_scenes(source, refine), classes, schedule)
 
 
 def with_scenes(source: LabelSource, refine: RefineConfig) -> Source:
@@ -100,16 +114,10 @@ def check_mask_rcnn(config: Config, labels: Path) -> None:
                     fix=f"--no-refine leaves it as it is; or {FRESH_RUN}",
                 )
     if labels.is_file():
-        photos, classes = open_labels(labels)
-        model = build_mask_rcnn(refine.backbone, len(classes), RANDOM, refine.min_side, refine.max_side)
-        schedule = schedule_of(refine, [sorted(set(photo.labels)) for photo in photos])
-        source = LabelSource(photos, refine.min_side, refine.max_side, refine.flip, refine.score_weighted)
-        groups, images, meta = (
-            _param_groups(model, refine),
-            len(with_scenes(source, refine)),
-            _describe(config, classes),
-        )
-        is_finished(run_dir, signature_of(groups, images, schedule, _options(refine), meta))
+        fed = _fed(config, labels)
+        model = build_mask_rcnn(refine.backbone, len(fed.classes), RANDOM, refine.min_side, refine.max_side)
+        groups, meta = _param_groups(model, refine), _describe(config, fed.classes)
+        is_finished(run_dir, signature_of(groups, len(fed.source), fed.schedule, _options(refine), meta))
 
 
 def _options(refine: RefineConfig) -> FitOptions:
