@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from cim.core.errors import CimError
+from cim.datasets.marks.brush import WORD, read_brush
 from cim.datasets.marks.given import Given
 
 KINDS = {"keypointlabels": "point", "rectanglelabels": "box", "polygonlabels": "polygon", "brushlabels": "mask"}
@@ -83,40 +84,5 @@ def _region(region: Any, photo: str, where: str) -> Iterator[Given]:
 
 
 def brush_mask(packed: list[int], size: tuple[int, int]) -> np.ndarray:
-    """bool [H, W] from the bytes that brush strokes are packed as: runs of RGBA values, of which the last says where.
-
-    32 bits: how many values. 5 bits: bits of a value, less one. Four times 4 bits: bits of a run's length, less one, in
-    each of four forms. Then blocks: a bit, whether one value repeats; 2 bits, the form; the length less one; and one
-    value, or as many as the length.
-
-    Raises:
-        ValueError: another size, or bytes that end too early.
-    """
-    bits = np.unpackbits(np.array(packed, np.uint8))
-    at = 0
-
-    def take(count: int) -> int:
-        nonlocal at
-        if at + count > len(bits):
-            raise ValueError("a brush that ends too early")
-        found = 0
-        for bit in bits[at : at + count].tolist():
-            found = found << 1 | bit
-        at += count
-        return found
-
-    total = take(32)
-    if total != 4 * size[0] * size[1]:
-        raise ValueError(f"a brush of {total} values in a photo of {size[0]} x {size[1]}")
-    width, forms = take(5) + 1, [take(4) + 1 for _ in range(4)]
-    if width > 8:
-        raise ValueError(f"a brush of values of {width} bits")
-    values = np.zeros(total, np.uint8)
-    filled = 0
-    while filled < total:
-        repeats, length = take(1), take(forms[take(2)]) + 1
-        if filled + length > total:
-            raise ValueError("a brush that ends too late")
-        values[filled : filled + length] = take(width) if repeats else [take(width) for _ in range(length)]
-        filled += length
-    return (values[3::4] > 0).reshape(size)
+    """bool [H, W]: what a brush touched, however little; see :func:`cim.datasets.marks.brush.read_brush`."""
+    return read_brush(packed, size, range(1, WORD + 1)) > 0

@@ -22,6 +22,7 @@ import numpy as np
 from cim.core.errors import CimError
 from cim.core.files import read_json
 from cim.datasets.coco_writer import encode
+from cim.datasets.marks.brush import read_brush
 from cim.labels.formats.folders import (
     Names,
     PhotoFolder,
@@ -143,44 +144,12 @@ def _packed(codes: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 
 def decode_brush(data: list[int], size: tuple[int, int]) -> np.ndarray:
-    """Mask bool [H, W] of Label Studio's run lengths: where the fourth channel is at least half covered.
+    """Mask bool [H, W] of Label Studio's run lengths: where a pixel is at least half covered.
 
     Raises:
         ValueError: no run lengths, or those of a picture of another size.
     """
-    stream = _Bits(np.unpackbits(np.array(data, np.uint8)))
-    count, word = stream.number(32), stream.number(5) + 1
-    sizes = [stream.number(4) + 1 for _ in range(4)]
-    if count != 4 * size[0] * size[1] or word != 8:
-        raise ValueError(f"a brush of {count} values of {word} bits, expected {4 * size[0] * size[1]} of 8")
-    values, at = np.zeros(count, np.uint8), 0
-    while at < count:
-        same = stream.number(1)
-        length = 1 + stream.number(sizes[stream.number(2)])
-        if at + length > count:
-            raise ValueError("a run beyond the end of the picture")
-        values[at : at + length] = stream.bytes(1 if same else length)
-        at += length
-    return values.reshape(*size, 4)[:, :, 3] >= 128
-
-
-class _Bits:
-    """Numbers out of a row of bits."""
-
-    def __init__(self, bits: np.ndarray) -> None:
-        self.bits, self.at = bits, 0
-
-    def _take(self, count: int) -> np.ndarray:
-        self.at += count
-        if self.at > len(self.bits):
-            raise ValueError("run lengths that break off")
-        return self.bits[self.at - count : self.at]
-
-    def number(self, width: int) -> int:
-        return int("".join(map(str, self._take(width).tolist())), 2)
-
-    def bytes(self, count: int) -> np.ndarray:
-        return np.packbits(self._take(8 * count))
+    return read_brush(data, size) >= 128
 
 
 def read_label_studio(source: Path, images: Path | None = None) -> LabelSet:
