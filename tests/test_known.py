@@ -105,8 +105,11 @@ def test_what_a_spreadsheet_writes_is_read_right(shop, text, mark):
         ("*3", "not a count"),
         ("dog*2*3", "not a count"),
         ("dog*٣", "not a count"),
-        ("dog*0", "leave a class out that is not there"),
-        ("dog*1001", "expected 1 to 1000"),
+        ("!", "not a label"),
+        ("!dog*3", "not a label"),
+        ("dog !dog", "a class that is there and not there"),
+        ("dog*2 !dog", "two counts of one class"),
+        ("dog*1001", "expected 0 to 1000"),
         (f"dog*{'9' * 5000}", "a count beyond reason"),
         ("dog*2 dog*3", "two counts of one class"),
     ],
@@ -118,6 +121,38 @@ def test_bad_counts(shop, label, message):
     assert "t.csv, line 2" in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("said", ["!dog", "dog*0"])
+def test_a_class_may_be_said_not_to_be_there(shop, said):
+    (shop / "t.csv").write_text(f"image,labels\na.jpg,{said} cat\nb.jpg,dog\nsub/c.jpg,{said}\n")
+    dataset = open_folder(shop / "p", shop / "t.csv")
+    assert dataset.classes == ("cat", "dog")
+    assert [record.tags for record in dataset] == [(0,), (1,), ()]
+    assert [record.known for record in dataset] == [Known(absent=(1,)), NOTHING, Known(absent=(1,))]
+    (shop / "t.csv").write_text("image,labels\na.jpg,cat\nb.jpg,dog\nsub/c.jpg,\n")
+    unsaid = open_folder(shop / "p", shop / "t.csv")
+    assert unsaid.digest == dataset.digest  # it is what leaving the class out says
+    assert (unsaid.absent_digest, unsaid.known_digest) == (None, None)
+    assert dataset.absent_digest is not None
+
+
+def test_a_class_that_no_photo_shows_is_none(shop):
+    assert opened(shop, tags="image,labels\na.jpg,dog cat !cow\nb.jpg,dog\n")["a.jpg"] is NOTHING
+
+
+def test_a_count_of_zero_takes_a_tag_back_and_a_later_file_brings_it_again(shop):
+    write(shop / "c.json", counted({"dog": 0}))
+    write(shop / "d.json", counted({"dog": 1}, {"segmentation": [FLAT]}))
+    dataset = open_folder(shop / "p", shop / "t.csv", known=[shop / "c.json"])
+    assert dataset[0].tags == (0,)
+    assert dataset[0].known == Known(absent=(1,))
+    again = open_folder(shop / "p", shop / "t.csv", known=[shop / "c.json", shop / "d.json"])
+    assert again[0].tags == (0, 1)
+    assert again[0].known.counts == ((1, 1),)
+    assert again[0].known.absent == ()
+    write(shop / "e.json", counted({"dog": 0}, photo="sub/c.jpg"))  # which has no such tag
+    assert opened(shop, "e.json")["sub/c.jpg"] == Known(absent=(1,))
 
 
 def test_tags_alone_leave_records_and_their_digest_as_they_were(shop):
@@ -389,7 +424,8 @@ BAD = [
     bad("c.json", coco({"bbox": [3, 2, 0, 8]}), "box without pixels"),
     bad("c.json", coco({"bbox": [3, 2, "x", 8]}), "damaged annotation"),
     bad("c.json", coco({"category_id": 99}), "unknown image or category"),
-    bad("c.json", counted({"dog": 0}), "take the tag away"),
+    bad("c.json", counted({"dog": -1}), "a count of 'dog' beyond reason"),
+    bad("c.json", counted({"dog": 0}, {"segmentation": [FLAT]}), "more marks than instances"),
     bad("c.json", counted({"dog": 1001}), "a count of 'dog' beyond reason"),
     bad("c.json", counted({"dog": True}), "a count of 'dog' beyond reason"),
     bad("c.json", counted({"dog": "2"}), "a count of 'dog' beyond reason"),
@@ -477,6 +513,9 @@ def test_check_says_what_is_known_of_how_many_photos(shop):
         "ok",
         "of 2 of 3 photos (counts of 1, points of 1, boxes of 1), 3 instances marked",
     )
+    (shop / "t.csv").write_text("image,labels\na.jpg,dog*2 cat\nb.jpg,dog\nsub/c.jpg,cat !dog\n")
+    found = {finding.what: finding for finding in check_data(Config(data=data), "c.yaml", ("training",))}
+    assert "absent classes of 1" in found["known of train beyond tags"].detail
     data = data.model_copy(update={"known": ()})
     (shop / "t.csv").write_text("image,labels\na.jpg,dog cat\nb.jpg,dog\nsub/c.jpg,cat\n")
     found = {finding.what: finding for finding in check_data(Config(data=data), "c.yaml", ("training",))}

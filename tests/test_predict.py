@@ -163,7 +163,7 @@ def test_tool_errors(run, tmp_path, capsys):
 def test_tool_tells_of_each_photo_as_soon_as_it_is_done(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(networks, "open_proposer", lambda *_: four_regions)
     tags = tmp_path / "tags.csv"
-    tags.write_text("image,labels\n000.png,box\n001.png,\n002.png,disc box\n003.png,disc\n")
+    tags.write_text("image,labels\n000.png,box\n001.png,\n002.png,disc box\n003.png,disc*2 !box\n")
     options = ["--checkpoint", run[1], "--output", tmp_path / "out", "--score-threshold", 0, "--no-overlays"]
     assert run_tool("predict", run[0] / "*.png", *options, "--tags-file", tags, "--jsonl", "--batch", 3) == 0
     printed = capsys.readouterr()

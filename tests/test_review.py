@@ -95,12 +95,21 @@ def test_a_number_that_is_met_hides_what_else_was_found():
 
 
 @pytest.mark.parametrize(
-    ("number", "told"), [(0, "take the tag away"), (1001, "beyond reason"), (1, "fewer instances")]
+    ("number", "told"), [(0, "fewer instances"), (-1, "beyond reason"), (1001, "beyond reason"), (1, "fewer instances")]
 )
 def test_numbers_that_cannot_be(number, told):
     two = edits.add(edits.add(NOTHING, FOUND, LEFT_DOG), FOUND, RIGHT_DOG)
     with pytest.raises(CimError, match=told):
         edits.set_number(two, DOG, number)
+
+
+def test_a_class_that_is_not_there_is_settled_and_hides_what_was_found():
+    none = edits.set_number(NOTHING, DOG, 0)
+    assert edits.settled(none, (DOG,))
+    assert edits.undecided(none, FOUND) == (A_CAT,)
+    assert edits.accept_all(none, FOUND) == Decision((A_CAT,), (), {TAGGED_CAT: 1, DOG: 0})
+    assert edits.add(none, FOUND, LEFT_DOG).numbers == {DOG: 1}  # it was there after all
+    assert edits.undecided(edits.set_number(none, DOG, None), FOUND) == (A_CAT, WHOLE_DOG)
 
 
 def test_masks_of_a_later_run_that_hardly_differ_were_decided_before():
@@ -137,6 +146,17 @@ def test_what_was_decided_is_what_training_is_told(run):
     assert known["doubt.png"].counts == ((DOG, 2),)  # of the cat nothing was said
     assert [one.mask for one in known["doubt.png"].marks] == [text(LEFT), text(RIGHT)]
     assert known["sure.png"] == Known(((DOG, 2),))
+
+
+def test_a_class_that_is_not_there_loses_its_tag(run):
+    session = session_of(run)
+    state = session.change(0, "none", {"do": "number", "class_id": DOG, "number": 0})
+    assert [shape["class_id"] for shape in state["shapes"]] == [TAGGED_CAT]
+    config = load_config(run / "config.yaml", [f"data.known=[{run / 'corrections.json'}]"])
+    record = build_dataset(config.data, "train").by_id["doubt.png"]
+    assert record.tags == (TAGGED_CAT,)
+    assert record.known == Known(absent=(DOG,))
+    assert session_of(run).photo(0)["numbers"][1]["number"] == 0  # a later review may take it back
 
 
 def test_masks_of_a_class_that_is_not_settled_do_not_count_yet(tmp_path):
@@ -236,7 +256,7 @@ def test_a_change_that_cannot_be_saved_did_not_happen(run, monkeypatch):
         {"do": "add", "class_id": DOG, "proposal": True},
         {"do": "add", "class_id": 7, "proposal": 0},
         {"do": "number", "class_id": DOG, "number": 1.5},
-        {"do": "number", "class_id": DOG, "number": 0},
+        {"do": "number", "class_id": DOG, "number": -1},
         {"do": "something", "class_id": DOG},
     ],
 )

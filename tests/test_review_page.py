@@ -224,6 +224,24 @@ def test_a_class_of_which_nothing_is_accepted_stays_open(browser, run, address):
     page.close()
 
 
+def test_a_class_that_is_not_in_the_photo(browser, run, address):
+    page = opened(browser, address)
+    page.keyboard.press("2")
+    page.keyboard.press("x")
+    masks_shown(page, 1)
+    assert corrections(run)["images"][0]["counts"] == {"dog": 0}
+    assert "2 dog: not there, 0 accepted of" in page.locator("#classes").inner_text()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=sure.png (2 of 2)")
+    assert corrections(run)["images"][0]["counts"] == {"cat": 1, "dog": 0}
+    page.keyboard.press("a")
+    page.wait_for_selector("#shapes >> text=accepted")
+    page.keyboard.press("x")
+    page.wait_for_selector("#status.bad >> text=fewer instances than accepted masks")
+    assert page.said == ["Failed to load resource: the server responded with a status of 400 (BAD REQUEST)"]
+    page.close()
+
+
 def test_a_photo_that_cannot_be_shown_leaves_the_others(browser, run, address):
     page = opened(browser, address)
     (RunPaths(load_config(run / "config.yaml")).proposals("train") / "sure.png.npz").write_bytes(b"damaged")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cim.cli.jobs.rounds import begin_round
-from cim.core.files import read_json
+from cim.cli.jobs.rounds import begin_round, has_other_tags
+from cim.core.files import read_json, write_json
 
 
 def learn(run: Path, text: str) -> None:
@@ -39,7 +39,7 @@ def test_other_knowledge_sets_aside_what_depends_on_it(tmp_path):
     begin_round(tmp_path, None)
     assert texts(tmp_path / "round_2")["train"] == "b"
     assert texts(tmp_path / "round_1")["train"] == "a"
-    assert read_json(tmp_path / "known.json") == {"digest": None, "round": 2}
+    assert read_json(tmp_path / "known.json") == {"digest": None, "round": 2, "absent": None}
 
 
 def test_a_call_that_was_killed_half_way_is_finished_by_the_next(tmp_path):
@@ -54,4 +54,21 @@ def test_a_call_that_was_killed_half_way_is_finished_by_the_next(tmp_path):
 
 def test_a_new_run_notes_what_is_known(tmp_path):
     begin_round(tmp_path / "run", "some")
-    assert read_json(tmp_path / "run" / "known.json") == {"digest": "some", "round": 0}
+    assert read_json(tmp_path / "run" / "known.json") == {"digest": "some", "round": 0, "absent": None}
+
+
+def test_tags_that_are_taken_back_set_the_response_network_aside_too(tmp_path):
+    learn(tmp_path, "a")
+    begin_round(tmp_path, "more", "no dog")
+    assert texts(tmp_path) == {"proposals": "a"}
+    assert texts(tmp_path / "round_1") == dict.fromkeys(("prm", "first_labels", "train", "metrics.json"), "a")
+    learn(tmp_path, "b")
+    assert not has_other_tags(tmp_path, "no dog")
+    begin_round(tmp_path, "still more", "no dog")
+    assert texts(tmp_path) == {"proposals": "b", "prm": "b"}
+
+
+def test_a_note_from_before_there_were_absent_classes(tmp_path):
+    write_json(tmp_path / "known.json", {"digest": "some", "round": 1})
+    assert not has_other_tags(tmp_path, None)
+    assert has_other_tags(tmp_path, "no dog")

@@ -134,12 +134,12 @@ def test_a_run_notices_what_is_corrected_inside_its_own_folder(tmp_path):
     folder = run / "to_review" / "labelme"
     words = ["run", "--images", str(tmp_path / "photos"), "--tags", str(tmp_path / "tags.csv"), "--output", str(run)]
     args = parse([*words, "--known", str(folder)])
-    state, digest = run_folder.state_of(args), run_folder.known_digest(args)
+    state, digest = run_folder.state_of(args), run_folder.known_photos(args).known_digest
     content = json.loads((folder / "train" / "doubt.json").read_text())
     content["shapes"].pop()
     (folder / "train" / "doubt.json").write_text(json.dumps(content))
     assert run_folder.state_of(args) != state
-    assert run_folder.known_digest(args) != digest
+    assert run_folder.known_photos(args).known_digest != digest
 
 
 @pytest.mark.parametrize(

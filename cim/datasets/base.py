@@ -24,7 +24,7 @@ class Record:
         path: the photo.
         size: (H, W) in pixels, after EXIF rotation.
         tags: classes said to be in it, each 0..C-1, sorted; empty when unknown.
-        known: what is said of it beyond its tags; of classes among them.
+        known: what is said of it beyond its tags; of classes among them, but for those that are said to be absent.
     """
 
     image_id: int | str
@@ -89,8 +89,14 @@ class Dataset:
     @cached_property
     def known_digest(self) -> str | None:
         """Of all that is known beyond tags; None when nothing is."""
-        known = sorted((str(record.image_id), repr(record.known)) for record in self.records if record.known)
+        known = sorted((str(record.image_id), str(record.known)) for record in self.records if record.known)
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16] if known else None
+
+    @cached_property
+    def absent_digest(self) -> str | None:
+        """Of the classes that are said to be absent, whose tags may have been taken back; None when there are none."""
+        absent = sorted((str(record.image_id), record.known.absent) for record in self.records if record.known.absent)
+        return hashlib.sha256(json.dumps(absent).encode()).hexdigest()[:16] if absent else None
 
     @cached_property
     def by_id(self) -> dict[int | str, Record]:

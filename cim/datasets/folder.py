@@ -91,8 +91,8 @@ def open_folder(
     Args:
         images: folder of photos.
         tags: csv with the header ``image,labels`` (labels separated by spaces, semicolons, or commas in quotes, with
-            their number where it is known: ``dog*3``); or a COCO json, masks ignored; or None: one sub-folder per
-            class. With a ``vocabulary``, None means: as ``annotations`` say; without those, class sub-folders; without
+            their number where it is known: ``dog*3``, and those that are not there: ``!dog``); or a COCO json, masks
+            ignored; or None: one sub-folder per class. With a ``vocabulary``, None means: as ``annotations`` say; without those, class sub-folders; without
             those, photos of unknown content.
         annotations: COCO json with masks of these photos, for evaluation; its image ids become the records' ids, by
             file name. Elsewhere the id is the tags' json's, or the file name relative to ``images``.
@@ -130,7 +130,7 @@ def open_folder(
         if not listing.photos:
             raise CimError("every photo is left out", path=images, fix="replace the photos that cannot be read")
     records = _records(listing, index, find_id)
-    counts = [{index[label]: number for label, number in photo.counts.items()} for photo in listing.photos]
+    counts = [{index[label]: n for label, n in photo.counts.items() if label in index} for photo in listing.photos]
     records = with_known(records, counts, vocabulary.classes, images, known)
     return Dataset(name, *vocabulary, records, None if annotations is None else Path(annotations))
 

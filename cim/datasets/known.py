@@ -1,9 +1,9 @@
-"""What is known of a photo beyond its tags: how many, where, which outline. Empty where there are tags alone."""
+"""What is known of a photo beyond its tags: how many, where, which outline, or none. Empty with tags alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cim.core.errors import CimError
 
@@ -36,13 +36,19 @@ class Known:
         counts: (class 0..C-1, how many there are), by class. A class that is marked has a count: that of its marks,
             unless a larger one was given, in which case the others are still to be found.
         marks: instances that somebody marked, by class, each class's in the order of its source.
+        absent: classes that somebody said are not there; sorted, and none of the photo's tags.
     """
 
     counts: tuple[tuple[int, int], ...] = ()
     marks: tuple[Mark, ...] = ()
+    absent: tuple[int, ...] = field(default=(), repr=False)
 
     def __bool__(self) -> bool:
-        return bool(self.counts)
+        return bool(self.counts or self.absent)
+
+    def __str__(self) -> str:
+        """All of it, as text that stays the same where later kinds of knowledge are not used."""
+        return repr(self) + (f" absent {self.absent}" if self.absent else "")
 
     def number(self, class_id: int) -> int | None:
         """How many instances of a class there are; None: not known."""
@@ -53,7 +59,7 @@ NOTHING = Known()
 
 
 def know(counts: Mapping[int, int], marks: Mapping[int, tuple[Mark, ...]]) -> Known:
-    """Counts and marks of one photo put together.
+    """Counts and marks of one photo put together; a count of 0 says that a class is not there.
 
     Raises:
         CimError: more marks of a class than its count says (without a path: the caller knows where).
@@ -63,16 +69,18 @@ def know(counts: Mapping[int, int], marks: Mapping[int, tuple[Mark, ...]]) -> Kn
         if len(found) > numbers.get(class_id, 0):
             raise CimError("more marks than instances", expected=f"{numbers[class_id]} at most", found=len(found))
     ordered = tuple(mark for class_id in sorted(marks) for mark in marks[class_id])
-    return Known(tuple(sorted(numbers.items())), ordered)
+    absent = tuple(sorted(class_id for class_id, number in numbers.items() if number == 0))
+    return Known(tuple(sorted((class_id, n) for class_id, n in numbers.items() if n)), ordered, absent)
 
 
 def share_known(known: list[Known]) -> dict[str, int]:
-    """How many photos have each kind of knowledge: counts, points, boxes, masks."""
-    kinds = {"counts": 0, "points": 0, "boxes": 0, "masks": 0}
+    """How many photos have each kind of knowledge: counts, points, boxes, masks, absent classes."""
+    kinds = {"counts": 0, "points": 0, "boxes": 0, "masks": 0, "absent classes": 0}
     for one in known:
         marked = {mark.class_id for mark in one.marks}
         kinds["counts"] += any(class_id not in marked for class_id, _ in one.counts)
         kinds["points"] += any(mark.points for mark in one.marks)
         kinds["boxes"] += any(mark.box for mark in one.marks)
         kinds["masks"] += any(mark.mask for mark in one.marks)
+        kinds["absent classes"] += bool(one.absent)
     return kinds

@@ -46,7 +46,7 @@ class Decision:
     Attributes:
         accepted: masks that are right.
         deleted: found masks that are not.
-        numbers: how many there are, of every class that was looked at; None: not known yet.
+        numbers: how many there are, of every class that was looked at; 0: it is not there; None: not known yet.
     """
 
     accepted: tuple[Shape, ...] = ()
@@ -106,17 +106,17 @@ def add(decision: Decision, found: Found, shape: Shape) -> Decision:
 
 
 def set_number(decision: Decision, class_id: int, number: int | None) -> Decision:
-    """How many there are of a class; None: not known.
+    """How many there are of a class; 0: it is not there; None: not known.
 
     Raises:
         CimError: beyond reason, or fewer than accepted masks.
     """
     accepted = len(decision.of(class_id))
-    if number is not None and not 1 <= number <= MOST:
-        fix = "take the tag away from the photo if the class is not there" if number == 0 else None
-        raise CimError("a count beyond reason", expected=f"1 to {MOST}", found=number, fix=fix)
+    if number is not None and not 0 <= number <= MOST:
+        raise CimError("a count beyond reason", expected=f"0 to {MOST}", found=number)
     if number is not None and number < accepted:
-        raise CimError("fewer instances than accepted masks", expected=f"{accepted} or more", found=number)
+        expected, fix = f"{accepted} or more", "delete the masks that are wrong"
+        raise CimError("fewer instances than accepted masks", expected=expected, found=number, fix=fix)
     return replace(decision, numbers={**decision.numbers, class_id: number})
 
 

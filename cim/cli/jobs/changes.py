@@ -15,7 +15,7 @@ from cim.cli.worker import run_apart
 from cim.config.schema import Config
 
 
-def ask(configs: Sequence[Config], val: bool, refined: bool, learnt: bool = True) -> int:
+def ask(configs: Sequence[Config], val: bool, refined: bool, learnt: bool = True, tagged: bool = True) -> int:
     """Exit code: 0, or 2 where a stage would refuse what is there, which it has told in one line.
 
     Args:
@@ -23,24 +23,25 @@ def ask(configs: Sequence[Config], val: bool, refined: bool, learnt: bool = True
         val: proposals and scores of the validation photos are part of them.
         refined: so is Mask R-CNN.
         learnt: first labels and what was trained on them count; False: they are about to be set aside.
+        tagged: so does the response network; False: it is about to be set aside, too.
     """
-    words = json.dumps([[config.model_dump(mode="json") for config in configs], val, refined, learnt])
+    words = json.dumps([[config.model_dump(mode="json") for config in configs], val, refined, learnt, tagged])
     code = run_apart([words], _look)
     return code if code >= 0 else 1
 
 
 def _look(words: Sequence[str]) -> None:
     logging.disable(logging.INFO)  # the stages themselves tell what they find
-    configs, val, refined, learnt = json.loads(words[0])
-    sys.exit(run(lambda: _all([Config(**config) for config in configs], val, refined, learnt)))
+    configs, *others = json.loads(words[0])
+    sys.exit(run(lambda: _all([Config(**config) for config in configs], *others)))
 
 
-def _all(configs: Sequence[Config], val: bool, refined: bool, learnt: bool) -> None:
+def _all(configs: Sequence[Config], val: bool, refined: bool, learnt: bool, tagged: bool) -> None:
     for config in configs:
-        refuse_changes(config, val, refined, learnt)
+        refuse_changes(config, val, refined, learnt, tagged)
 
 
-def refuse_changes(config: Config, val: bool, refined: bool, learnt: bool = True) -> None:
+def refuse_changes(config: Config, val: bool, refined: bool, learnt: bool = True, tagged: bool = True) -> None:
     """Ask the stages of a folder's flow, in their order, what they would say of what is there; nothing is written.
 
     Raises:
@@ -63,7 +64,8 @@ def refuse_changes(config: Config, val: bool, refined: bool, learnt: bool = True
     for split in splits:
         made_from = provenance(proposer_options(config.proposals), paths.proposals(split))
         Store.agreeing(paths.proposals(split), "regions", made_from)
-    check_prm(config, dataset)
+    if tagged:
+        check_prm(config, dataset)
     if not learnt:
         return
     check_labels(config, dataset)

@@ -13,7 +13,7 @@ from typing import Any
 
 from cim.cli.flow import Stage, done_otherwise, preparation, pseudo_labels, run_stages, stage
 from cim.cli.jobs.changes import ask
-from cim.cli.jobs.rounds import begin_round, is_new_round
+from cim.cli.jobs.rounds import begin_round, has_other_tags, is_new_round
 from cim.cli.worker import warm_up
 from cim.config.loading import config_text, load_config, override
 from cim.config.run_paths import CORRECTIONS
@@ -23,6 +23,7 @@ from cim.core.files import file_state, read_json, write_json, write_text
 from cim.core.locks import hold
 from cim.core.parallel import close_workers, run_stage
 from cim.core.photo import read_photo
+from cim.datasets.base import Dataset
 from cim.datasets.folder import listed_photos, open_folder
 from cim.evaluation.coco_results import load_ground_truth
 from cim.evaluation.verdicts import load_verdicts
@@ -62,14 +63,16 @@ def _run(args: argparse.Namespace, refined: bool) -> int:
     if refined:
         stages.append(stage("Mask R-CNN", "refine", config, *([] if masks else ["--no-evaluation"])))
     stages += presentation(config, settings, masks)
-    inputs, known = text + state, known_digest(args, left_out["photos"])
+    inputs, dataset = text + state, known_photos(args, left_out["photos"])
+    known, absent = dataset.known_digest, dataset.absent_digest
     if done_otherwise(stages, args.output, inputs):
         before = settings.model_copy(deep=True)
         if not (args.output / LEFT_OUT).is_file():
             before.data.leave_out = None  # the finished stages knew of none
-        if code := ask([before], masks, refined, learnt=not is_new_round(args.output, known)):
+        learnt, tagged = not is_new_round(args.output, known), not has_other_tags(args.output, absent)
+        if code := ask([before], masks, refined, learnt=learnt, tagged=tagged):
             return code
-    begin_round(args.output, known)
+    begin_round(args.output, known, absent)
     write_json(args.output / LEFT_OUT, left_out, indent=1)
     write_text(config, text)
     run_stages(stages, args.output, inputs)
@@ -186,10 +189,9 @@ def corrections(args: argparse.Namespace) -> list[Path]:
     return [path] if path.is_file() else []
 
 
-def known_digest(args: argparse.Namespace, left_out: Container[str] = ()) -> str | None:
-    """Of what is known of the photos beyond their tags; None when nothing is. ``left_out``: photos not to look at."""
-    known = [*args.known, *corrections(args)]
-    return open_folder(args.images, args.tags, known=known, leave_out=left_out).known_digest
+def known_photos(args: argparse.Namespace, left_out: Container[str] = ()) -> Dataset:
+    """The photos with what is known of them. ``left_out``: those not to look at."""
+    return open_folder(args.images, args.tags, known=[*args.known, *corrections(args)], leave_out=left_out)
 
 
 def state_of(args: argparse.Namespace) -> str:

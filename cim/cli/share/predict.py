@@ -14,7 +14,7 @@ from tqdm import tqdm
 from cim.core.errors import CimError
 from cim.core.files import as_json, write_json
 from cim.core.locks import hold
-from cim.datasets.tags.csv_file import csv_rows
+from cim.datasets.tags.csv_file import counted, csv_rows
 from cim.pictures.visualize import save_picture
 from cim.prediction.photos import several
 from cim.prediction.predict import Predictor, load_model
@@ -24,7 +24,7 @@ from cim.prediction.result import Prediction, as_coco
 def main(args: argparse.Namespace) -> int:
     """2 when some photos could not be read; the others are done."""
     photos = _photos(args.photos)
-    tags = args.tags if args.tags_file is None else {name: labels for _, name, labels in csv_rows(args.tags_file)}
+    tags = args.tags if args.tags_file is None else _tags(args.tags_file)
     model = load_model(args.checkpoint, args.device, args.weights)
     with hold(args.output):
         return _predict(args, len(photos), tags, model)
@@ -47,6 +47,11 @@ def _predict(
     for error in failed:
         print(f"skipped: {error}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _tags(path: Path) -> dict[str, tuple[str, ...]]:
+    """By photo, without numbers and without classes that are said to be absent."""
+    return {name: counted(labels, f"{path}, line {line}")[0] for line, name, labels in csv_rows(path)}
 
 
 def _photos(given: list[Path]) -> list[Path]:

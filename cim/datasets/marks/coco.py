@@ -21,7 +21,7 @@ def read_coco_marks(path: Path, content: dict[str, Any]) -> Iterator[Given]:
     """The instances of a file; a mask says more than its box, which is then left out.
 
     A crowd, and an annotation with a category alone, leave it open how many of its class there are. ``counts`` of an
-    image, {class name: number}, says how many; null leaves it open.
+    image, {class name: number}, says how many; 0: the class is not there; null leaves it open.
 
     Raises:
         CimError: not such a json.
@@ -55,10 +55,9 @@ def _counts(image: dict[str, Any], where: str) -> Iterator[Given]:
         expected = "a file_name, and {class name: number}"
         raise CimError("damaged counts", path=where, expected=expected, found=str(counts)[:40])
     for label, count in counts.items():
-        if count is not None and (type(count) is not int or not 1 <= count <= MOST):
-            fix = "take the tag away from the photo if the class is not there" if count == 0 else None
-            expected = f"1 to {MOST}, or null"
-            raise CimError(f"a count of '{label}' beyond reason", path=where, expected=expected, found=count, fix=fix)
+        if count is not None and (type(count) is not int or not 0 <= count <= MOST):
+            expected = f"0 to {MOST}, or null"
+            raise CimError(f"a count of '{label}' beyond reason", path=where, expected=expected, found=count)
         yield Given(where, str(image["file_name"]), label, size=_size(image), count=count)
 
 

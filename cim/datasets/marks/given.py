@@ -30,7 +30,7 @@ class Given:
         outlines: polygons whose union it is.
         mask: anything that :func:`cim.core.run_lengths.as_rle` takes, or bool [H, W]; None: not given.
         size: (H, W) of the photo that was marked; None: not told.
-        count: how many instances of the class the photo has; None: not told. With it, this is no instance itself.
+        count: how many instances of the class the photo has, 0: none; None: not told. With it, this is no instance.
     """
 
     where: str

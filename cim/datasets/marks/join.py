@@ -23,13 +23,13 @@ def with_known(
     images: Path,
     files: Sequence[str | Path],
 ) -> tuple[Record, ...]:
-    """The records with what is known of them.
+    """The records with what is known of them, and without the tags of classes that are said to be absent.
 
     What a later file says of a class in a photo replaces what an earlier one says, so that a correction is one more
     file.
 
     Args:
-        counts: per record, how many there are of a class 0..C-1.
+        counts: per record, how many there are of a class 0..C-1; 0: it is not there.
         images: folder that names of photos are relative to.
         files: see :func:`cim.datasets.marks.read.read_marks`.
 
@@ -50,7 +50,7 @@ def with_known(
             if number is None:
                 raise CimError("marks on a photo that is not tagged", path=given.where, found=given.photo)
             record, class_id = records[number], _class_of(given, classes)
-            if class_id not in record.tags:
+            if class_id not in record.tags and given.count != 0:
                 fix = f"add the tag, or take the mark away ({record.path.name} has {_tags(record, classes)})"
                 raise CimError(f"'{given.label}' marked on a photo that is not tagged so", path=given.where, fix=fix)
             of_photo = found.setdefault(number, {})
@@ -79,7 +79,8 @@ def _known(record: Record, counts: Mapping[int, int], marks: Marks, where: Mappi
     if not counts and not marks:
         return record
     try:
-        return replace(record, known=know(counts, marks))
+        known = know(counts, marks)
+        return replace(record, known=known, tags=tuple(tag for tag in record.tags if tag not in known.absent))
     except CimError as error:
         worst = next(class_id for class_id, found in marks.items() if len(found) > counts.get(class_id, len(found)))
         fix = f"correct the count of {record.path.name}, or leave it out: marks count themselves"

@@ -1,6 +1,6 @@
 """tags.csv: a header ``image,labels`` and one line per photo; labels part at spaces, semicolons and quoted commas.
 
-A label may say how many there are: ``dog*3``.
+A label may say how many there are: ``dog*3``; or that there are none: ``!dog`` (``dog*0``).
 """
 
 from __future__ import annotations
@@ -74,23 +74,30 @@ def _delimiter(file: TextIO) -> str:
 
 
 def counted(labels: Sequence[str], where: str) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Labels without their numbers, sorted, each once; and the numbers: ``dog*3 cat`` has ("cat", "dog"), {"dog": 3}.
+    """Labels without their numbers, sorted, each once; and the numbers: ``dog*3 cat !cow`` has ("cat", "dog"),
+    {"dog": 3, "cow": 0}.
 
     Raises:
-        CimError: no number after the ``*``, one out of reason, or two different ones.
+        CimError: no number after the ``*``, one out of reason, two different ones, or a class that is there and not.
     """
     names: set[str] = set()
     counts: dict[str, int] = {}
     for label in labels:
         name, star, number = label.partition("*")
-        names.add(name)
+        if name.startswith("!"):
+            if star or name == "!":
+                raise CimError("not a label", path=where, expected="!label of a class that is not there", found=label)
+            name, star, number = name[1:], "*", "0"
         if not star:
+            names.add(name)
             continue
         if not name or not re.fullmatch(r"[0-9]+", number):
             raise CimError("not a count", path=where, expected="label*number, e.g. dog*3", found=label)
-        if len(number) > 9 or not 1 <= int(number) <= MOST:
-            fix = "leave a class out that is not there" if not number.strip("0") else None
-            raise CimError("a count beyond reason", path=where, expected=f"1 to {MOST}", found=label[:40], fix=fix)
+        if len(number) > 9 or int(number) > MOST:
+            raise CimError("a count beyond reason", path=where, expected=f"0 to {MOST}", found=label[:40])
         if counts.setdefault(name, int(number)) != int(number):
             raise CimError("two counts of one class", path=where, found=f"{name}*{counts[name]} and {label}")
-    return tuple(sorted(names)), counts
+    absent = {name for name, count in counts.items() if not count}
+    if both := sorted(names & absent):
+        raise CimError("a class that is there and not there", path=where, found=f"{both[0]} and !{both[0]}")
+    return tuple(sorted(names | (counts.keys() - absent))), counts

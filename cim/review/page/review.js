@@ -314,7 +314,7 @@ function drawLists() {
   fill("classes", (photo?.numbers ?? []).map((one, n) => {
     const name = photo.classes[n].name;
     const input = element("input", {
-      id: `number-${one.class_id}`, type: "number", min: 1, max: 1000, value: one.number ?? "",
+      id: `number-${one.class_id}`, type: "number", min: 0, max: 1000, value: one.number ?? "",
       placeholder: one.told ?? "?",
       onchange: (event) => change({ do: "number", class_id: one.class_id,
         number: event.target.value === "" ? null : Number(event.target.value) }),
@@ -322,7 +322,7 @@ function drawLists() {
     const there = photo.shapes.filter((s) => s.class_id === one.class_id && s.accepted).length;
     return element("div", { className: "row" }, {},
       element("button", { onclick: () => pick(n), id: `class-${one.class_id}` }, { "aria-pressed": one.class_id === classId },
-        `${n + 1} ${name}: ${there} accepted of `), input);
+        `${n + 1} ${name}: ${one.number === 0 ? "not there, " : ""}${there} accepted of `), input);
   }));
   fill("shapes", (photo?.shapes ?? []).map((shape, n) => {
     const name = photo.classes.find((c) => c.id === shape.class_id).name;
@@ -390,6 +390,7 @@ const KEYS = {
   a: () => decide("accept"), d: () => decide("delete"), Delete: () => decide("delete"),
   Enter: acceptAll, " ": add, ",": () => step(-1), ".": () => step(1),
   c: () => { byId(`number-${classId}`).focus(); byId(`number-${classId}`).select(); },
+  x: () => change({ do: "number", class_id: classId, number: 0 }),
   m: () => { visible = !visible; draw(); }, u: () => change({ do: "undo" }),
 };
 const ARROWS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
