@@ -403,6 +403,30 @@ def test_a_count_of_null_leaves_the_number_open(shop):
     assert opened(shop, "c.json")["b.jpg"] == NOTHING
 
 
+def test_deleted_masks_are_known_until_a_later_file_says_more(shop):
+    wrong = {"category_id": 7, "segmentation": {"size": list(SIZE), "counts": RUNS["counts"].decode()}}
+    content = counted({"dog": None}, photo="b.jpg")
+    content["images"][0]["deleted"] = [wrong, {**wrong, "category_id": 8}]  # no cat is tagged there
+    write(shop / "c.json", content)
+    known = opened(shop, "c.json")["b.jpg"]
+    assert (known.counts, known.marks) == ((), ())
+    assert known.rejected == (Mark(1, mask=wrong["segmentation"]["counts"]),)
+    dataset = open_folder(shop / "p", shop / "t.csv", known=[shop / "c.json"], rejected=False)
+    assert dataset[1].known == NOTHING
+    digests = {open_folder(shop / "p", shop / "t.csv", known=names).known_digest for names in ([], [shop / "c.json"])}
+    assert len(digests) == 2
+    write(shop / "points.csv", "image,label,x,y\nb.jpg,dog,3,2\n")
+    assert opened(shop, "c.json", "points.csv")["b.jpg"].rejected == ()
+    write(shop / "d.json", counted({"dog": 0}, photo="b.jpg"))
+    assert opened(shop, "c.json", "d.json")["b.jpg"] == Known(absent=(1,))
+
+
+def deleted(*lines: object) -> dict:
+    content = counted({})
+    content["images"][0]["deleted"] = list(lines)
+    return content
+
+
 def bad(name: str, content: object, message: str) -> tuple[str, object, str]:
     return name, content, message
 
@@ -432,6 +456,10 @@ BAD = [
     bad("c.json", counted([3]), "damaged counts"),
     bad("c.json", counted({"dog": 1}, {"segmentation": [FLAT]}, {"segmentation": [FLAT]}), "more marks than instances"),
     bad("c.json", counted({"cow": 1}), "no such class"),
+    bad("c.json", deleted("dog"), "damaged list of deleted masks"),
+    bad("c.json", deleted({"category_id": 99, "segmentation": [FLAT]}), "damaged list of deleted masks"),
+    bad("c.json", deleted({"category_id": 7, "segmentation": {"size": [20, 31], "counts": [620]}}), "of another size"),
+    bad("c.json", deleted({"category_id": 7, "segmentation": {"size": [20, 30], "counts": "QQ0"}}), "damaged mask"),
     bad("c.json", "{", "not a json file"),
     bad("c.json", {"key": 1}, "no known form"),
     bad("c.txt", "dog", "no known form"),

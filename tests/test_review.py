@@ -24,7 +24,7 @@ from cim.config.build import build_dataset
 from cim.config.loading import load_config, save_config
 from cim.config.run_paths import RunPaths
 from cim.core.errors import CimError
-from cim.datasets.known import Known
+from cim.datasets.known import Known, Mark
 from cim.review import decisions as edits
 from cim.review.corrections import read_corrections, version_of, write_corrections
 from cim.review.decisions import NOTHING, Decision, Found, Shape
@@ -145,6 +145,9 @@ def test_what_was_decided_is_what_training_is_told(run):
     known = {record.image_id: record.known for record in build_dataset(config.data, "train")}
     assert known["doubt.png"].counts == ((DOG, 2),)  # of the cat nothing was said
     assert [one.mask for one in known["doubt.png"].marks] == [text(LEFT), text(RIGHT)]
+    assert known["doubt.png"].rejected == (Mark(DOG, mask=text(WHOLE)),)  # whose place they took
+    off = load_config(run / "config.yaml", [f"data.known=[{run / 'corrections.json'}]", "data.rejected=false"])
+    assert build_dataset(off.data, "train").by_id["doubt.png"].known.rejected == ()
     assert known["sure.png"] == Known(((DOG, 2),))
 
 
@@ -167,7 +170,7 @@ def test_masks_of_a_class_that_is_not_settled_do_not_count_yet(tmp_path):
     write_corrections(path, {"sure.png": decision}, dataset, images)
     assert read_corrections(path, dataset, images) == {"sure.png": decision}
     known = build_dataset(config.data.model_copy(update={"known": (str(path),)}), "train").by_id["sure.png"].known
-    assert not known
+    assert known == Known(rejected=(Mark(DOG, mask=text(RIGHT)),))  # what is wrong is wrong at once
 
 
 @pytest.mark.parametrize(

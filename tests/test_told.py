@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from cim.core.regions import RegionSet, overlaps
-from cim.core.types import PseudoLabels
+from cim.core.types import PseudoLabels, RoiScores
 from cim.datasets.base import Dataset, Record
 from cim.datasets.known import NOTHING, Known, Mark
 from cim.inference.detections import Selection, select_dataset
 from cim.inference.selection import select
 from cim.mining.disjoint import best_disjoint
 from cim.mining.groups import APART
+from cim.mining.losses import Criterion
 from cim.mining.miners import CIMMiner
 from cim.mining.told import OTHERS, Told, shares_of, told_of
 from cim.mining.told_labels import mine_told
@@ -49,11 +50,12 @@ def rle(box: tuple[int, int, int, int]) -> str:
     return coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
 
 
-def told(*marks: Mark, counts: tuple[tuple[int, int], ...] = ()) -> Told:
+def told(*marks: Mark, counts: tuple[tuple[int, int], ...] = (), deleted: tuple[Mark, ...] = ()) -> Told:
     numbers: dict[int, int] = {}
     for mark in marks:
         numbers[mark.class_id] = numbers.get(mark.class_id, 0) + 1
-    found = told_of(Known(tuple(sorted((numbers | dict(counts)).items())), marks), REGIONS, 2)
+    known = Known(tuple(sorted((numbers | dict(counts)).items())), marks, rejected=deleted)
+    found = told_of(known, REGIONS, 2)
     assert found is not None
     return found
 
@@ -160,6 +162,27 @@ def test_a_mask_is_certain_and_keeps_its_place():
     assert found.choose(0, SCORES[:, 0], shares_of(REGIONS)).tolist() == [0]
 
 
+NO_GROUP = (Mark(0, mask=rle(GROUP)),)
+
+
+def test_what_is_like_a_deleted_mask_is_no_instance():
+    found = told(counts=((0, 1),), deleted=NO_GROUP)
+    assert found.barred.tolist() == [[False, False, False, True, False], [False] * 5]
+    assert found.choose(0, SCORES[:, 0], shares_of(REGIONS)).tolist() == [0]  # the group would be better
+    assert found.select(np.array([3, 0])).barred.tolist() == [[True, False], [False, False]]
+
+
+def test_what_is_still_more_like_an_accepted_mask_may_be_one():
+    nearly = Mark(0, mask=rle((2, 5, 12, 14)))
+    assert told(deleted=(nearly,)).barred[0].tolist() == [True, False, False, False, False]
+    assert not told(Mark(0, mask=rle(A)), deleted=(nearly,)).barred.any()
+    assert told(Mark(1, mask=rle(A)), deleted=(nearly,)).barred[0, 0]  # of another class
+
+
+def test_a_class_that_is_not_there_says_nothing_of_proposals():
+    assert told_of(Known(absent=(1,)), REGIONS, 2) is None
+
+
 def test_no_proposals():
     empty = RegionSet.from_masks(np.zeros((0, *SIZE), bool))
     found = told_of(Known(((0, 2),), (Mark(0, ((7, 7),)), Mark(0, mask=rle(B)))), empty, 1)
@@ -188,6 +211,16 @@ def test_selection_of_what_is_told_does_not_lower_groups():
     found = select(REGIONS, SCORES, 1, nms="mask", group_ratio=0.4, told=told(counts=((0, 1),)), tags=[0])
     assert found.proposal.tolist() == [3]
     assert found.score.tolist() == pytest.approx([0.9])
+
+
+def test_selection_takes_nothing_like_a_deleted_mask():
+    plain = select(REGIONS, SCORES, 1, nms="mask", tags=[0])
+    assert plain.proposal.tolist()[:2] == [3, 4]
+    found = select(REGIONS, SCORES, 1, nms="mask", tags=[0], told=told(deleted=NO_GROUP))
+    assert 3 not in found.proposal
+    assert found.proposal.tolist()[0] == 0  # which the group had suppressed
+    other = select(REGIONS, SCORES, 1, nms="mask", told=told(deleted=(Mark(1, mask=rle(GROUP)),)))
+    assert other.proposal.tolist()[0] == 2 or 3 in other.proposal  # deleted as a cat: it may be a dog
 
 
 class Given:
@@ -273,6 +306,23 @@ def test_nothing_that_fits_leaves_what_the_miner_finds():
     assert labels.mined.tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("counts", [(), ((0, 1),)])
+def test_mining_ignores_what_is_like_a_deleted_mask(counts):
+    over = overlaps(torch.from_numpy(REGIONS.members).float(), torch.from_numpy(REGIONS.atom_areas).float())
+    s = torch.cat([torch.zeros(5, 1), torch.from_numpy(SCORES)], 1)
+    scores = RoiScores(s, torch.ones_like(s), s[None], torch.ones_like(s)[None])
+    criterion = Criterion(CIMMiner(anti_noise=False, containment=False, seed_fraction=0.2))
+    tags = torch.tensor([1.0, 0.0])
+    (before,) = criterion.mine(scores, tags, over, None, told(counts=counts) if counts else None)
+    assert before is not None
+    assert before.mined.tolist() == [False, False, False, True, False]
+    (after,) = criterion.mine(scores, tags, over, None, told(counts=counts, deleted=NO_GROUP))
+    assert after is not None
+    assert after.mined.tolist() == [True, False, False, False, False]
+    assert after.class_ids[0] == 1
+    assert (after.class_ids[3], after.weight[3], after.integrity[3]) == (-1, 0, 0)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), number=st.integers(1, 4))
 def test_truths_are_apart(seed, number):
@@ -346,6 +396,18 @@ def test_evidence_falls_where_no_mark_is():
     assert found[:, 0].tolist() == pytest.approx([1, 0.8, 0.01, 0.02, 0.6])
     open_end = told_evidence(evidence, told(Mark(0, ((7, 7),)), counts=((0, 3),)), [0])
     assert (open_end == evidence).all()
+
+
+def test_no_first_label_for_what_is_like_a_deleted_mask():
+    peaks = peaks_at((0, 7, 7, 9.0))
+    assert assign_from_peaks(REGIONS, peaks, **OPTIONS).class_ids.tolist() == [0, 0, -1, 1, 0]
+    labels = assign_told(REGIONS, peaks, told(deleted=NO_GROUP), [0], None, **OPTIONS)
+    assert labels.class_ids.tolist() == [0, 0, -1, -1, 0]
+    evidence = np.array([[0.5], [0.4], [0.2], [1.0], [0.3]], np.float32)
+    found = told_evidence(evidence, told(deleted=NO_GROUP), [0])
+    assert found[:, 0].tolist() == pytest.approx([1, 0.8, 0.4, 0.02, 0.6])
+    counted = told(counts=((0, 1),), deleted=NO_GROUP)
+    assert told_places(REGIONS, counted, [0], evidence, 0.3).overlap.argmax(1).tolist() == [0]
 
 
 def test_nothing_to_label():

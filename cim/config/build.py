@@ -54,6 +54,7 @@ def _build_folder(config: DataConfig, split: str) -> Dataset:
             category_source=config.val_annotations or config.train_annotations,
             negatives=config.negatives,
             known=_known_files(config),
+            rejected=config.rejected,
             leave_out=config.leave_out,
             name="train",
         )

@@ -35,6 +35,7 @@ class DataConfig(Section):
     images: str | None = None  # training photos
     tags: str | None = None  # tags.csv or COCO json; None: one sub-folder per class
     known: tuple[str, ...] = ()  # files of points, boxes, masks on training photos (docs/ANNOTATE.md)
+    rejected: bool = True  # masks that these files say were deleted: what looks like them is no instance
     negatives: str | None = None  # folder of photos that show none of the classes; so do rows of tags without labels
     leave_out: str | None = None  # json of training photos not to be used; cim run writes it for unreadable ones
     val_images: str | None = None

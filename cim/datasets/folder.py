@@ -83,6 +83,7 @@ def open_folder(
     vocabulary: Vocabulary | None = None,
     negatives: str | Path | None = None,
     known: Sequence[str | Path] = (),
+    rejected: bool = True,
     leave_out: str | Path | Container[str] | None = None,
     name: str = "folder",
 ) -> Dataset:
@@ -92,8 +93,8 @@ def open_folder(
         images: folder of photos.
         tags: csv with the header ``image,labels`` (labels separated by spaces, semicolons, or commas in quotes, with
             their number where it is known: ``dog*3``, and those that are not there: ``!dog``); or a COCO json, masks
-            ignored; or None: one sub-folder per class. With a ``vocabulary``, None means: as ``annotations`` say; without those, class sub-folders; without
-            those, photos of unknown content.
+            ignored; or None: one sub-folder per class. With a ``vocabulary``, None means: as ``annotations`` say;
+            without those, class sub-folders; without those, photos of unknown content.
         annotations: COCO json with masks of these photos, for evaluation; its image ids become the records' ids, by
             file name. Elsewhere the id is the tags' json's, or the file name relative to ``images``.
         category_source: see :func:`read_vocabulary`.
@@ -101,6 +102,7 @@ def open_folder(
         negatives: folder of further photos that show none of the classes; their ids begin with "negatives/".
         known: files of marked instances of these photos (:func:`cim.datasets.marks.read.read_marks`); later ones count
             before earlier ones.
+        rejected: heed the masks that these files say were deleted.
         leave_out: listed photos that are not to be used: their paths, or a json {"photos": {path: reason}} as
             ``cim run`` writes it.
         name: of the data set, for messages.
@@ -131,7 +133,7 @@ def open_folder(
             raise CimError("every photo is left out", path=images, fix="replace the photos that cannot be read")
     records = _records(listing, index, find_id)
     counts = [{index[label]: n for label, n in photo.counts.items() if label in index} for photo in listing.photos]
-    records = with_known(records, counts, vocabulary.classes, images, known)
+    records = with_known(records, counts, vocabulary.classes, images, known, rejected)
     return Dataset(name, *vocabulary, records, None if annotations is None else Path(annotations))
 
 

@@ -37,18 +37,21 @@ class Known:
             unless a larger one was given, in which case the others are still to be found.
         marks: instances that somebody marked, by class, each class's in the order of its source.
         absent: classes that somebody said are not there; sorted, and none of the photo's tags.
+        rejected: masks that somebody deleted: what looks like one of them is no instance of its class.
     """
 
     counts: tuple[tuple[int, int], ...] = ()
     marks: tuple[Mark, ...] = ()
     absent: tuple[int, ...] = field(default=(), repr=False)
+    rejected: tuple[Mark, ...] = field(default=(), repr=False)
 
     def __bool__(self) -> bool:
-        return bool(self.counts or self.absent)
+        return bool(self.counts or self.absent or self.rejected)
 
     def __str__(self) -> str:
         """All of it, as text that stays the same where later kinds of knowledge are not used."""
-        return repr(self) + (f" absent {self.absent}" if self.absent else "")
+        later = {"absent": self.absent, "rejected": self.rejected}
+        return repr(self) + "".join(f" {name} {value}" for name, value in later.items() if value)
 
     def number(self, class_id: int) -> int | None:
         """How many instances of a class there are; None: not known."""
@@ -58,8 +61,10 @@ class Known:
 NOTHING = Known()
 
 
-def know(counts: Mapping[int, int], marks: Mapping[int, tuple[Mark, ...]]) -> Known:
-    """Counts and marks of one photo put together; a count of 0 says that a class is not there.
+def know(
+    counts: Mapping[int, int], marks: Mapping[int, tuple[Mark, ...]], rejected: Mapping[int, tuple[Mark, ...]]
+) -> Known:
+    """Counts, marks and rejected masks of one photo put together; a count of 0 says that a class is not there.
 
     Raises:
         CimError: more marks of a class than its count says (without a path: the caller knows where).
@@ -70,12 +75,14 @@ def know(counts: Mapping[int, int], marks: Mapping[int, tuple[Mark, ...]]) -> Kn
             raise CimError("more marks than instances", expected=f"{numbers[class_id]} at most", found=len(found))
     ordered = tuple(mark for class_id in sorted(marks) for mark in marks[class_id])
     absent = tuple(sorted(class_id for class_id, number in numbers.items() if number == 0))
-    return Known(tuple(sorted((class_id, n) for class_id, n in numbers.items() if n)), ordered, absent)
+    counted = tuple(sorted((class_id, n) for class_id, n in numbers.items() if n))
+    refused = tuple(mark for class_id in sorted(rejected) if class_id not in absent for mark in rejected[class_id])
+    return Known(counted, ordered, absent, refused)
 
 
 def share_known(known: list[Known]) -> dict[str, int]:
-    """How many photos have each kind of knowledge: counts, points, boxes, masks, absent classes."""
-    kinds = {"counts": 0, "points": 0, "boxes": 0, "masks": 0, "absent classes": 0}
+    """How many photos have each kind of knowledge: counts, points, boxes, masks, absent classes, deleted masks."""
+    kinds = {"counts": 0, "points": 0, "boxes": 0, "masks": 0, "absent classes": 0, "deleted masks": 0}
     for one in known:
         marked = {mark.class_id for mark in one.marks}
         kinds["counts"] += any(class_id not in marked for class_id, _ in one.counts)
@@ -83,4 +90,5 @@ def share_known(known: list[Known]) -> dict[str, int]:
         kinds["boxes"] += any(mark.box for mark in one.marks)
         kinds["masks"] += any(mark.mask for mark in one.marks)
         kinds["absent classes"] += bool(one.absent)
+        kinds["deleted masks"] += bool(one.rejected)
     return kinds

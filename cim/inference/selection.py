@@ -42,7 +42,8 @@ def select(
         group_ratio: lower the scores of groups first (:func:`cim.mining.groups.lower_groups`); None: as published.
         tags: classes 0..C-1 to keep; None keeps all.
         told: of a class whose number is known, exactly so many instances: the best disjoint set
-            (:meth:`cim.mining.told.Told.choose`), certain masks as they are, with a score of 1.
+            (:meth:`cim.mining.told.Told.choose`), certain masks as they are, with a score of 1. Of no class anything
+            like a mask of it that was deleted.
 
     Raises:
         ValueError: ``scores`` does not have one row per proposal.
@@ -53,6 +54,7 @@ def select(
     if group_ratio is not None:
         scores = lower_groups(regions, scores, group_ratio)
     if told is not None:
+        scores = np.where(told.barred.T, 0, scores)
         free = np.flatnonzero(told.numbers < 0).tolist()
         tags = free if tags is None else [tag for tag in tags if tag in free]
     proposal, class_ids = select_index(

@@ -15,6 +15,7 @@ from cim.mining.groups import APART
 
 CANDIDATES = 100  # best proposals that may be the instances of a class; with 40 some photos lack one (docs/RESULTS.md)
 BOUND = 0.3  # box IoU with a given box below which a proposal is not its instance
+REJECTED = 0.7  # mask IoU with a deleted mask from which a proposal is taken for the same wrong thing
 OTHERS = 1e-3  # factor on a proposal that holds another mark's point, too: taken where no other is left
 LEAST = 1e-12  # of a score times a fit
 
@@ -35,6 +36,8 @@ class Told:
         in_way: bool [M, N], proposals that share too much with a certain mark to be another instance.
         holds: bool [M, N], proposals that hold the mark: its points, or half of its mask.
         masks: compressed run lengths of the certain marks, in their order.
+        barred: bool [C, N], proposals that are no instance of a class: like a mask of it that somebody deleted, and
+            less like any of its certain masks.
     """
 
     numbers: np.ndarray
@@ -43,11 +46,13 @@ class Told:
     fit: np.ndarray
     in_way: np.ndarray
     holds: np.ndarray
+    barred: np.ndarray
     masks: tuple[str, ...] = ()
 
     def select(self, rows: np.ndarray) -> Told:
         """Of the proposals at ``rows``, int64 [n]."""
-        return replace(self, fit=self.fit[:, rows], in_way=self.in_way[:, rows], holds=self.holds[:, rows])
+        columns = {name: getattr(self, name)[:, rows] for name in ("fit", "in_way", "holds", "barred")}
+        return replace(self, **columns)
 
     @property
     def merged(self) -> np.ndarray:
@@ -74,7 +79,7 @@ class Told:
         alone = (
             np.ones(self.fit.shape[1]) if not len(uncertain) else np.where(self.holds[uncertain].any(0), OTHERS, 1.0)
         )
-        allowed = ~(self.in_way & mine[:, None]).any(0)
+        allowed = ~(self.in_way & mine[:, None]).any(0) & ~self.barred[class_id]
         worth = np.concatenate([self.fit[uncertain], np.tile(alone, (free, 1))]) * np.maximum(scores, 0) * allowed
         if not worth.size:
             return np.full(len(worth), -1, np.int64)
@@ -87,7 +92,7 @@ class Told:
 
 def told_of(known: Known, regions: RegionSet, num_classes: int) -> Told | None:
     """None when nothing is known beyond tags."""
-    if not known:
+    if not known.counts and not known.rejected:
         return None
     numbers = np.full(num_classes, -1, np.int64)
     for class_id, number in known.counts:
@@ -106,7 +111,12 @@ def told_of(known: Known, regions: RegionSet, num_classes: int) -> Told | None:
             fit[row] = _of_mark(mark, row, holds, regions)
     class_ids = np.array([mark.class_id for mark in marks], np.int64)
     masks = tuple(mark.mask for mark in marks if mark.mask is not None)
-    return Told(numbers, class_ids, certain, fit, in_way, holds, masks)
+    barred = np.zeros((num_classes, count), bool)
+    for mark in known.rejected:
+        iou, _, _ = _of_mask(pixels(str(mark.mask), regions.size), regions)
+        better = fit[certain & (class_ids == mark.class_id)].max(0, initial=0)
+        barred[mark.class_id] |= (iou >= REJECTED) & (iou > better)
+    return Told(numbers, class_ids, certain, fit, in_way, holds, barred, masks)
 
 
 def pixels(counts: str, size: tuple[int, int]) -> np.ndarray:

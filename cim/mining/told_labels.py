@@ -1,9 +1,10 @@
-"""Pseudo labels of classes of which is known how many instances there are, beside what a miner finds of others."""
+"""Pseudo labels of classes of which is known how many instances there are, beside what a miner finds of others; none
+that looks like a mask that somebody deleted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -57,15 +58,43 @@ def mine_told(
 ) -> PseudoLabels | None:
     """Labels of one branch: a class with a number has exactly so many pseudo ground truths, the best disjoint set of
     proposals by weight, and certain masks with weight 1; the others are mined as ever. A proposal takes its label from
-    whichever overlaps it more.
+    whichever overlaps it more. What is like a deleted mask of a class is ignored where it would get this class.
 
     Args:
-        mine: tags [C] -> labels, the miner with everything else given.
+        mine: tags [C] -> labels, the miner with everything else given (:func:`without_barred` scores, too).
         weight: [N, C], class score times instance score.
         tags: [C], non-zero for the classes of the image.
         overlaps: mask overlaps [N, N].
         told: of the same proposals.
     """
+    labels = _mine_told(mine, weight, tags, overlaps, branch, told)
+    if labels is None or not told.barred.any():
+        return labels
+    barred = torch.from_numpy(told.barred).to(weight.device)
+    wrong = barred[(labels.class_ids - 1).clamp_min(0), torch.arange(len(weight), device=weight.device)]
+    wrong &= labels.class_ids > 0
+    return replace(
+        labels,
+        class_ids=labels.class_ids.masked_fill(wrong, -1),
+        integrity=labels.integrity.masked_fill(wrong, 0),
+        weight=labels.weight.masked_fill(wrong, 0),
+        mined=labels.mined & ~wrong,
+    )
+
+
+def without_barred(scores: Tensor, told: Told) -> Tensor:
+    """Scores [N, C], 0 where a proposal is like a deleted mask of the class: neither seed nor pseudo ground truth."""
+    return scores.masked_fill(torch.from_numpy(told.barred.T).to(scores.device), 0) if told.barred.any() else scores
+
+
+def _mine_told(
+    mine: Callable[[Tensor], PseudoLabels | None],
+    weight: Tensor,
+    tags: Tensor,
+    overlaps: Overlaps,
+    branch: int,
+    told: Told,
+) -> PseudoLabels | None:
     truths = find_truths(weight, overlaps, told)
     unknown = tags * torch.from_numpy(told.numbers < 0).to(tags)
     mined = mine(unknown) if bool(unknown.any()) else None

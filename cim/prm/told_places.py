@@ -39,6 +39,7 @@ def assign_told(
     """As :func:`cim.prm.assign.assign_from_peaks`, but classes of which more is known have their own places.
 
     What is marked overwrites peaks. A proposal that holds two marks of one class is none of its instances: background.
+    One that is like a deleted mask of a class gets no label from its instances.
 
     Args:
         tags: T classes of the photo, 0..C-1.
@@ -52,13 +53,10 @@ def assign_told(
     others = Peaks(peaks.index[left], peaks.values[left], peaks.grid)
     class_ids, overlap = stand_ins_of_peaks(regions, others, mean_mask_threshold)
     known = told_places(regions, told, tags, evidence, mean_mask_threshold)
-    barred = np.where(told.merged, np.minimum(known.overlap, iou), known.overlap)
-    return label_by_overlap(
-        np.concatenate([class_ids, known.class_ids]),
-        np.concatenate([overlap, barred]),
-        iou=iou,
-        background=background,
-    )
+    alone = np.where(told.merged, np.minimum(known.overlap, iou), known.overlap)
+    places = np.concatenate([class_ids, known.class_ids])
+    overlap = np.where(told.barred[places - 1], 0, np.concatenate([overlap, alone]))
+    return label_by_overlap(places, overlap, iou=iou, background=background)
 
 
 def told_places(
@@ -97,8 +95,8 @@ def told_places(
 
 
 def told_evidence(evidence: np.ndarray, told: Told, tags: Sequence[int]) -> np.ndarray:
-    """The evidence where all instances of a class are marked: less, the less a proposal fits any of them; the best of a
-    class has 1 again.
+    """The evidence where all instances of a class are marked: less, the less a proposal fits any of them; where a mask
+    of it was deleted: the least for what is like that. The best of a class has 1 again.
 
     Args:
         evidence: float32 [N, T], of the tags.
@@ -106,8 +104,10 @@ def told_evidence(evidence: np.ndarray, told: Told, tags: Sequence[int]) -> np.n
     evidence = evidence.copy()
     for column, tag in enumerate(tags):
         mine = told.class_ids == tag
-        if not mine.any() or mine.sum() < told.numbers[tag]:
+        value = np.where(told.barred[tag], LEAST, evidence[:, column])
+        if mine.any() and mine.sum() >= told.numbers[tag]:
+            value = value * np.maximum(told.fit[mine].max(0), LEAST)
+        elif not told.barred[tag].any():
             continue
-        value = evidence[:, column] * np.maximum(told.fit[mine].max(0), LEAST)
         evidence[:, column] = np.maximum(value / max(float(value.max(initial=0)), _NOTHING), LEAST)
     return evidence

@@ -1,8 +1,8 @@
 """The corrections of a run on disk: a COCO json that :mod:`cim.datasets.marks.coco` reads as what is known.
 
 Annotations are the accepted masks; ``counts`` of an image say how many there are of each class that was looked at
-(0: it is not there; null: not known yet, and then its masks do not count either). ``deleted`` of an image, found masks
-that are wrong, serves the next review alone.
+(0: it is not there; null: not known yet, and then its masks do not count either). ``deleted`` of an image are found
+masks that are wrong: the next review does not ask again, and training takes nothing like them for an instance.
 """
 
 from __future__ import annotations

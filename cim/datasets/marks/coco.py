@@ -1,4 +1,5 @@
-"""COCO's json: points (visible key points), boxes, masks, on all photos or on some; and, beyond COCO, counts."""
+"""COCO's json: points (visible key points), boxes, masks, on all photos or on some; and, beyond COCO, counts and masks
+that somebody deleted."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def read_coco_marks(path: Path, content: dict[str, Any]) -> Iterator[Given]:
     """The instances of a file; a mask says more than its box, which is then left out.
 
     A crowd, and an annotation with a category alone, leave it open how many of its class there are. ``counts`` of an
-    image, {class name: number}, says how many; 0: the class is not there; null leaves it open.
+    image, {class name: number}, says how many; 0: the class is not there; null leaves it open. ``deleted`` of an
+    image lists annotations whose masks are no instances of their class.
 
     Raises:
         CimError: not such a json.
@@ -34,6 +36,7 @@ def read_coco_marks(path: Path, content: dict[str, Any]) -> Iterator[Given]:
         raise CimError("not a COCO json", path=path, expected="images and categories with id and name") from None
     for entry in images.values():
         yield from _counts(entry, f"{path}, image {entry['id']}")
+        yield from _deleted(entry, names, f"{path}, image {entry['id']}")
     for number, line in enumerate(lines, 1):
         where = f"{path}, annotation {line.get('id', number) if isinstance(line, dict) else number}"
         try:
@@ -59,6 +62,15 @@ def _counts(image: dict[str, Any], where: str) -> Iterator[Given]:
             expected = f"0 to {MOST}, or null"
             raise CimError(f"a count of '{label}' beyond reason", path=where, expected=expected, found=count)
         yield Given(where, str(image["file_name"]), label, size=_size(image), count=count)
+
+
+def _deleted(image: dict[str, Any], names: dict[Any, str], where: str) -> Iterator[Given]:
+    try:
+        for line in image.get("deleted") or ():
+            photo, label, mask = str(image["file_name"]), names[line["category_id"]], line["segmentation"]
+            yield Given(where, photo, label, mask=mask, size=_size(image), rejected=True)
+    except (KeyError, TypeError):
+        raise CimError("damaged list of deleted masks", path=where, expected="category_id, segmentation") from None
 
 
 def _marks(line: dict[str, Any], where: str) -> dict[str, Any]:

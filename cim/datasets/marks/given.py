@@ -31,6 +31,7 @@ class Given:
         mask: anything that :func:`cim.core.run_lengths.as_rle` takes, or bool [H, W]; None: not given.
         size: (H, W) of the photo that was marked; None: not told.
         count: how many instances of the class the photo has, 0: none; None: not told. With it, this is no instance.
+        rejected: this is no instance of the class, and its mask says what is none.
     """
 
     where: str
@@ -42,6 +43,7 @@ class Given:
     mask: Any = None
     size: tuple[int, int] | None = None
     count: int | None = None
+    rejected: bool = False
 
     @property
     def open(self) -> bool:

@@ -22,6 +22,7 @@ def with_known(
     classes: Sequence[str],
     images: Path,
     files: Sequence[str | Path],
+    rejected: bool = True,
 ) -> tuple[Record, ...]:
     """The records with what is known of them, and without the tags of classes that are said to be absent.
 
@@ -32,6 +33,7 @@ def with_known(
         counts: per record, how many there are of a class 0..C-1; 0: it is not there.
         images: folder that names of photos are relative to.
         files: see :func:`cim.datasets.marks.read.read_marks`.
+        rejected: heed masks that somebody deleted; those of classes that are no tags of their photo say nothing new.
 
     Raises:
         CimError: photos that are not there or not tagged, classes that are none or not among the photo's tags, marks
@@ -39,17 +41,24 @@ def with_known(
     """
     places = {record.path: number for number, record in enumerate(records)}
     marks: list[Marks] = [{} for _ in records]
+    refused: list[Marks] = [{} for _ in records]
     numbers: list[dict[int, int]] = [{} for _ in records]  # of files
     sources: list[dict[int, str]] = [{} for _ in records]
     names = _Names(PhotoFinder(images))
     for file in files:
         found: dict[int, dict[int, list[Mark] | None]] = {}  # None: open
         counted: dict[int, dict[int, int]] = {}
+        deleted: dict[int, dict[int, tuple[Mark, ...]]] = {}
         for given in read_marks(file):
             number = places.get(names.path(given))
             if number is None:
                 raise CimError("marks on a photo that is not tagged", path=given.where, found=given.photo)
             record, class_id = records[number], _class_of(given, classes)
+            if given.rejected:
+                if rejected and class_id in record.tags:
+                    others = deleted.setdefault(number, {}).get(class_id, ())
+                    deleted[number][class_id] = (*others, given.mark(class_id, record.size))
+                continue
             if class_id not in record.tags and given.count != 0:
                 fix = f"add the tag, or take the mark away ({record.path.name} has {_tags(record, classes)})"
                 raise CimError(f"'{given.label}' marked on a photo that is not tagged so", path=given.where, fix=fix)
@@ -63,23 +72,24 @@ def with_known(
             elif class_id not in of_photo:
                 of_photo[class_id] = [given.mark(class_id, record.size)]
             else:
-                mark, others = given.mark(class_id, record.size), of_photo[class_id]
-                of_photo[class_id] = None if others is None else [*others, mark]
+                mark, before = given.mark(class_id, record.size), of_photo[class_id]
+                of_photo[class_id] = None if before is None else [*before, mark]
         for number, by_class in found.items():
             marks[number] |= {class_id: tuple(of or ()) for class_id, of in by_class.items()}
             earlier = {class_id: count for class_id, count in numbers[number].items() if class_id not in by_class}
             numbers[number] = earlier | counted.get(number, {})
-    return tuple(
-        _known(record, {**told, **of_files}, of_photo, where)
-        for record, told, of_files, of_photo, where in zip(records, counts, numbers, marks, sources, strict=True)
-    )
+            refused[number] = {class_id: of for class_id, of in refused[number].items() if class_id not in by_class}
+        for number, of_class in deleted.items():
+            refused[number] |= of_class
+    photos = zip(records, counts, numbers, marks, refused, sources, strict=True)
+    return tuple(_known(record, {**told, **of_files}, *others) for record, told, of_files, *others in photos)
 
 
-def _known(record: Record, counts: Mapping[int, int], marks: Marks, where: Mapping[int, str]) -> Record:
-    if not counts and not marks:
+def _known(record: Record, counts: Mapping[int, int], marks: Marks, refused: Marks, where: Mapping[int, str]) -> Record:
+    if not counts and not marks and not refused:
         return record
     try:
-        known = know(counts, marks)
+        known = know(counts, marks, refused)
         return replace(record, known=known, tags=tuple(tag for tag in record.tags if tag not in known.absent))
     except CimError as error:
         worst = next(class_id for class_id, found in marks.items() if len(found) > counts.get(class_id, len(found)))
