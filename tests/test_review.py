@@ -417,4 +417,20 @@ def test_the_same_cim_run_goes_on_from_the_corrections(run):
     assert run_folder.state_of(args) != before
     again = session_of(run)  # whose config now names the corrections
     assert again.desk.dataset.known_digest is None
-    assert again.overview() == session.overview()
+    assert [photo["name"] for photo in session.overview()["photos"]] == ["doubt.png", "sure.png"]
+    assert [(photo["name"], photo["state"]) for photo in again.overview()["photos"]] == [
+        ("sure.png", "open"),
+        ("doubt.png", "done"),  # drawn whole: beyond doubt
+    ]
+
+
+def test_a_photo_without_any_class_comes_last_in_the_next_review(run):
+    session = session_of(run)
+    version = session.change(0, "none", {"do": "number", "class_id": DOG, "number": 0})["version"]
+    session.change(0, version, {"do": "number", "class_id": TAGGED_CAT, "number": 0})
+    config = load_config(run / "config.yaml", [f"data.known=[{run / 'corrections.json'}]"])
+    photos = Session(open_desk(config, run / "corrections.json"), run / "corrections.json").overview()["photos"]
+    assert [(photo["name"], photo["doubt"], photo["state"]) for photo in photos] == [
+        ("sure.png", 0.1, "open"),
+        ("doubt.png", 0.0, "done"),
+    ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+import weakref
 from pathlib import Path
 
 import cv2
@@ -15,12 +17,15 @@ from cim.cli.main import main, parse
 from cim.config.build import build_dataset
 from cim.config.loading import load_config
 from cim.config.schema import Config
+from cim.core.errors import CimError
 from cim.core.files import write_json
+from cim.datasets.base import Dataset, Record
 from cim.datasets.coco_writer import encode
 from cim.datasets.marks.read import read_marks
 from cim.labels.formats.marks import LabelSet, Mark, Photo
 from cim.labels.formats.table import FORMATS, write_formats
-from cim.labels.worth import Ranking, rank
+from cim.labels.mask_file import MaskFile, Scored
+from cim.labels.worth import Ranking, rank, worth_a_look
 from cim.review.desk import open_desk
 from cim.review.session import Session
 
@@ -94,6 +99,107 @@ def test_what_a_person_drew_whole_is_beyond_doubt(tmp_path):
     write_json(tmp_path / "known.json", known)
     told = load_config(run / "config.yaml", [f"data.known=[{tmp_path / 'known.json'}]"])
     assert reasons(told)["doubt.png"] == ("cat: the best mask scores 0.70",)
+
+
+class OneAtATime(dict):
+    """Masks by image id, which refuses to hand out those of a photo while those of another one are held."""
+
+    class Held(list):
+        """A list that can be watched."""
+
+    last = staticmethod(lambda: None)
+
+    def get(self, image_id, default=()):
+        assert self.last() is None, "the masks of two photos are held"
+        found = self.Held(self[image_id])
+        self.last = weakref.ref(found)
+        return found
+
+
+def test_masks_of_two_photos_are_never_held_together():
+    square = encode(np.ones(SIZE, bool))["counts"]
+    records = tuple(Record(n, Path(f"{n}.jpg"), SIZE, (0,)) for n in range(20))
+    masks = {record.image_id: [Scored(0, square, record.image_id / 20)] for record in records}
+    dataset = Dataset("many", ("dog",), (1,), records)
+    looks = worth_a_look(dataset, OneAtATime(masks), OneAtATime(masks))
+    assert [look.record.image_id for look in looks] == list(range(20))
+    with pytest.raises(AssertionError, match="two photos"):
+        kept = OneAtATime(masks)
+        assert kept.get(0) and [kept.get(n) for n in range(2)]
+
+
+def label_file(path: Path, masks: dict[int, list[tuple[str, float]]], **changed: object) -> Path:
+    """Labels of dogs (run lengths, score) on images."""
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": SIZE[0], "width": SIZE[1]} for n in masks]
+    pairs = [(n, *one) for n, found in masks.items() for one in found]
+    lines = [
+        {"id": k, "image_id": n, "category_id": 1, "score": score, "iscrowd": 0}
+        | {"segmentation": {"size": list(SIZE), "counts": text}}
+        for k, (n, text, score) in enumerate(pairs, 1)
+    ]
+    if changed:
+        lines[-1] |= changed
+    write_json(path, {"images": images, "annotations": lines, "categories": [{"id": 1, "name": "dog"}]})
+    return path
+
+
+def two_photos() -> Dataset:
+    return Dataset("two", ("cat", "dog"), (5, 6), tuple(Record(n, Path(f"{n}.jpg"), SIZE, (1,)) for n in (1, 2)))
+
+
+def test_a_label_file_gives_the_masks_of_one_photo_best_first(tmp_path):
+    masks = {1: [(text(LEFT), 0.2), (text(WHOLE), 0.9)], 2: [], 7: [(text(CAT), 0.5)]}
+    found = MaskFile(label_file(tmp_path / "l.json", masks), two_photos())
+    assert dict(found) == {1: [Scored(1, text(WHOLE), 0.9), Scored(1, text(LEFT), 0.2)]}
+    assert found.get(2, ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"image_id": 9}, "unknown image"),
+        ({"category_id": 9}, "unknown category"),
+        ({"score": "high"}, "score 'high'"),
+        ({"segmentation": {"size": list(SIZE), "counts": "QQ0"}}, "damaged"),
+        ({"segmentation": {"size": [40, 61], "counts": [2440]}}, "labels of other photos"),
+        ({"segmentation": None}, "damaged mask"),
+    ],
+)
+def test_a_damaged_label_file_is_told_before_anything_is_ranked(tmp_path, changed, told):
+    path = label_file(tmp_path / "l.json", {1: [(text(LEFT), 0.2)], 2: [(text(LEFT), 0.2)]}, **changed)
+    with pytest.raises(CimError, match=told) as error:
+        MaskFile(path, two_photos())
+    assert "l.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_polygons_and_crowds_in_a_label_file(tmp_path):
+    outline = {"segmentation": [[4, 10, 20, 10, 20, 30, 4, 30]]}
+    masks = {1: [(text(WHOLE), 0.9)], 2: [(text(LEFT), 0.2)]}
+    assert MaskFile(label_file(tmp_path / "l.json", masks, **outline), two_photos())[2] == [Scored(1, text(LEFT), 0.2)]
+    assert 2 not in MaskFile(label_file(tmp_path / "c.json", masks, iscrowd=1), two_photos())
+
+
+def most_memory(path: Path, photos: int) -> int:
+    """Bytes held at once while photos with one mask of 40,000 runs each are ranked."""
+    size = (200, 200)
+    checks = encode((np.indices(size).sum(0) % 2).astype(bool))
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": size[0], "width": size[1]} for n in range(photos)]
+    line = {"category_id": 1, "score": 0.5, "iscrowd": 0, "segmentation": checks}
+    lines = [{"id": n, "image_id": n, **line} for n in range(photos)]
+    write_json(path, {"images": images, "annotations": lines, "categories": [{"id": 1, "name": "dog"}]})
+    dataset = Dataset("many", ("dog",), (1,), tuple(Record(n, Path(f"{n}.jpg"), size, (0,)) for n in range(photos)))
+    tracemalloc.start()
+    try:
+        assert len(worth_a_look(dataset, MaskFile(path, dataset), {})) == photos
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_masks_of_a_label_file(tmp_path):
+    few, many = tmp_path / "few.json", tmp_path / "many.json"
+    grown = most_memory(many, 300) - most_memory(few, 100)
+    assert grown < (many.stat().st_size - few.stat().st_size) / 10
 
 
 def test_a_review_has_the_same_order_and_says_why(tmp_path):

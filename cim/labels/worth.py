@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,16 @@ from pycocotools import mask as coco_mask
 
 from cim.config.schema import Config
 from cim.core.errors import CimError
-from cim.core.run_lengths import as_text
 from cim.core.types import Rle
 from cim.datasets.base import Dataset, Record
 from cim.labels.export import chosen_path, image_root, label_path
 from cim.labels.formats.marks import LabelSet, Mark, Photo
-from cim.labels.label_files import read_labels
+from cim.labels.mask_file import MaskFile, Masks, Scored
 
 logger = logging.getLogger(__name__)
 
 _TOLD = 0.5  # of a photo's largest doubt: smaller ones go without saying
 _GOOD = 0.5  # of the best score of a class in a photo: what Mask R-CNN means seriously
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A mask of a class 0..C-1, as COCO's compressed run lengths (``counts``) over the whole photo; score 0..1."""
-
-    class_id: int
-    mask: str
-    score: float
-
-
-Masks = Mapping[int | str, Sequence[Scored]]  # by image id, best first
 
 
 @dataclass(frozen=True)
@@ -60,7 +46,7 @@ class Ranking:
     Attributes:
         dataset: all of them.
         looks: the tagged ones, most doubtful first.
-        found: their masks.
+        found: their masks, read when they are asked for.
     """
 
     dataset: Dataset
@@ -71,7 +57,7 @@ class Ranking:
 def rank(config: Config, dataset: Dataset) -> Ranking:
     """The photos of a run by what is doubtful in its pseudo labels.
 
-    One label file after the other is in memory as a whole, and of each the masks stay.
+    The label files are read entry by entry; of the masks, those of one photo at a time are in memory.
 
     Args:
         dataset: the training photos, with what is known of them.
@@ -82,7 +68,7 @@ def rank(config: Config, dataset: Dataset) -> Ranking:
     path = labels_of(config)
     if not path.is_file():
         raise CimError("no pseudo labels yet", path=path, fix="cim run, or cim export and cim threshold")
-    found = read_masks(path, dataset)
+    found = MaskFile(path, dataset)
     return Ranking(dataset, tuple(worth_a_look(dataset, found, read_second(config, dataset))), found)
 
 
@@ -91,36 +77,13 @@ def labels_of(config: Config) -> Path:
     return chosen_path(label_path(config, config.data.train_split), config.export)
 
 
-def read_masks(path: Path, dataset: Dataset) -> dict[int | str, list[Scored]]:
-    """The masks of a label file on photos of the data set, best first; areas where nothing is known are left out.
-
-    Raises:
-        CimError: what ``read_labels`` raises; photos of another size or classes that the data set does not have.
-    """
-    content = read_labels(path)
-    class_ids = {name: class_id for class_id, name in enumerate(dataset.classes)}
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
-    image_ids = {image["id"]: image.get("source_id", image["id"]) for image in content["images"]}
-    found: dict[int | str, list[Scored]] = defaultdict(list)
-    for line in sorted(content["annotations"], key=lambda line: -line["score"]):
-        image_id, rle, name = image_ids[line["image_id"]], line["segmentation"], names[line["category_id"]]
-        record = dataset.by_id.get(image_id)
-        if record is None or line["iscrowd"]:
-            continue
-        if tuple(rle["size"]) != tuple(record.size) or name not in class_ids:
-            message, fix = "labels of other photos or classes than there are now", "run cim run again"
-            raise CimError(message, path=path, found=f"'{name}' on {record.path.name}", fix=fix)
-        found[image_id].append(Scored(class_ids[name], as_text(rle["counts"]), float(line["score"])))
-    return found
-
-
 def read_second(config: Config, dataset: Dataset) -> Masks:
     """What Mask R-CNN finds on the training photos; nothing where it was not asked, or where that cannot be used."""
     path = label_path(config, config.data.train_split, round_two=True)
     if not path.is_file():
         return {}
     try:
-        return read_masks(path, dataset)
+        return MaskFile(path, dataset)
     except CimError as error:
         logger.warning("CIM is not compared with Mask R-CNN: %s", error)
         return {}
@@ -138,15 +101,17 @@ def worth_a_look(dataset: Dataset, found: Masks, second: Masks) -> list[Look]:
         found: masks of CIM.
         second: masks of Mask R-CNN; compared only where both found a class.
     """
-    looks = []
-    for record in dataset:
-        if record.tags:
-            mine, other = found.get(record.image_id, ()), second.get(record.image_id, ())
-            doubts = sorted(_doubts(record, dataset.classes, mine, other), key=lambda one: -one[0])
-            largest = max((doubt for doubt, _ in doubts), default=0.0)
-            told = tuple(why for doubt, why in doubts if doubt > 0 and doubt >= _TOLD * largest)
-            looks.append((Look(record, largest, told), sum(doubt for doubt, _ in doubts)))
+    looks = [_look(record, dataset.classes, found, second) for record in dataset if record.tags]
     return [look for look, _ in sorted(looks, key=lambda one: (-one[0].doubt, -one[1]))]
+
+
+def _look(record: Record, classes: Sequence[str], found: Masks, second: Masks) -> tuple[Look, float]:
+    """And what its doubts add up to."""
+    mine, other = found.get(record.image_id, ()), second.get(record.image_id, ())
+    doubts = sorted(_doubts(record, classes, mine, other), key=lambda one: -one[0])
+    largest = max((doubt for doubt, _ in doubts), default=0.0)
+    told = tuple(why for doubt, why in doubts if doubt > 0 and doubt >= _TOLD * largest)
+    return Look(record, largest, told), sum(doubt for doubt, _ in doubts)
 
 
 def _doubts(

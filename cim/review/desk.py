@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from cim.core.errors import CimError
 from cim.core.regions import RegionSet
 from cim.datasets.base import Dataset, Record
 from cim.inference.detections import StoredScores, with_masks
-from cim.labels.worth import Look, Scored, rank
+from cim.labels.mask_file import Masks
+from cim.labels.worth import Look, rank
 from cim.review.decisions import Found, Shape
 from cim.storage.published import RegionSource, open_regions
 from cim.storage.store import Store
@@ -31,12 +31,21 @@ class Sheet:
     Attributes:
         doubt: 0..1, see :class:`cim.labels.worth.Look`.
         reasons: in words.
+        masks: of all photos, in a file.
     """
 
     record: Record
-    found: Found
     doubt: float
     reasons: tuple[str, ...]
+    masks: Masks
+
+    @property
+    def found(self) -> Found:
+        """What the run found on it, read anew each time."""
+        scores: dict[Shape, float] = {}
+        for one in self.masks.get(self.record.image_id, ()):
+            scores.setdefault(Shape(one.class_id, one.mask), one.score)
+        return Found(self.record.size, scores, dict(self.record.known.counts))
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Desk:
     Attributes:
         dataset: the training photos, with what is known of them but for the corrections.
         images: their folder.
-        sheets: the tagged ones, most doubtful first.
+        sheets: the tagged ones, most doubtful first in the light of all that is known, corrections of before as well.
         source: proposals.
         scores: of the proposals, per class; None: there are none, proposals are ranked by their own.
     """
@@ -95,8 +104,13 @@ def open_desk(config: Config, corrections: Path) -> Desk:
     others = tuple(path for path in config.data.known if Path(path).resolve() != corrections.resolve())
     split, paths = config.data.train_split, RunPaths(config)
     dataset = build_dataset(config.data.model_copy(update={"known": others}), split)
-    ranking = rank(config, dataset)
-    sheets = tuple(_sheet(look, ranking.found.get(look.record.image_id, ())) for look in ranking.looks)
+    now = dataset if others == config.data.known else build_dataset(config.data, split)
+    ranking = rank(config, now)
+    settled = (Look(record, 0.0, ()) for record in dataset if record.tags and not now.by_id[record.image_id].tags)
+    sheets = tuple(
+        Sheet(dataset.by_id[look.record.image_id], look.doubt, look.reasons, ranking.found)
+        for look in (*ranking.looks, *settled)
+    )
     if not sheets:
         raise CimError("no tagged photo to review", path=config.data.images)
     return Desk(dataset, Path(config.data.images), sheets, open_regions(paths.proposals(split)), _scores(paths, split))
@@ -108,10 +122,3 @@ def _scores(paths: RunPaths, split: str) -> StoredScores | None:
     except CimError:
         logger.warning("no scores of the proposals (cim score --split %s): they keep their own order", split)
         return None
-
-
-def _sheet(look: Look, masks: Sequence[Scored]) -> Sheet:
-    shapes: dict[Shape, float] = {}
-    for one in masks:
-        shapes.setdefault(Shape(one.class_id, one.mask), one.score)
-    return Sheet(look.record, Found(look.record.size, shapes, dict(look.record.known.counts)), look.doubt, look.reasons)

@@ -12,7 +12,7 @@ from cim.core.errors import CimError
 from cim.core.run_lengths import as_text, compressed
 from cim.review import decisions as edits
 from cim.review.corrections import Decisions, photo_name, read_corrections, version_of, write_corrections
-from cim.review.decisions import NOTHING, Decision, Shape
+from cim.review.decisions import NOTHING, Decision, Found, Shape
 from cim.review.desk import Desk, Sheet
 
 
@@ -133,7 +133,7 @@ class Session:
         if do == "accept all":
             return edits.accept_all(decision, found)
         if do in ("accept", "delete"):
-            shapes = {key_of(shape): shape for shape in self._shapes(sheet, decision)}
+            shapes = {key_of(shape): shape for shape in self._shapes(found, decision)}
             if what.get("key") not in shapes:
                 raise CimError("no such mask on this photo", found=what.get("key"))
             shape = shapes[str(what["key"])]
@@ -154,8 +154,8 @@ class Session:
             raise CimError("no such proposal", expected=f"0 to {len(regions) - 1}", found=proposal)
         return as_text(compressed(regions.rles([proposal]), regions.size)[0]["counts"])
 
-    def _shapes(self, sheet: Sheet, decision: Decision) -> tuple[Shape, ...]:
-        return (*decision.accepted, *edits.undecided(decision, sheet.found))
+    def _shapes(self, found: Found, decision: Decision) -> tuple[Shape, ...]:
+        return (*decision.accepted, *edits.undecided(decision, found))
 
     def _state_of(self, sheet: Sheet) -> str:
         decision = self._decisions.get(sheet.record.image_id)
@@ -165,15 +165,15 @@ class Session:
 
     def _shown(self, place: int) -> dict[str, Any]:
         sheet = self.desk.sheets[place]
-        decision = self._decisions.get(sheet.record.image_id, NOTHING)
+        found, decision = sheet.found, self._decisions.get(sheet.record.image_id, NOTHING)
         shapes = [
             {"key": key_of(shape), "class_id": shape.class_id, "accepted": shape in decision.accepted}
-            | {"score": sheet.found.scores.get(shape), "mask": shape.mask}
-            for shape in self._shapes(sheet, decision)
+            | {"score": found.scores.get(shape), "mask": shape.mask}
+            for shape in self._shapes(found, decision)
         ]
         deleted = [{"key": key_of(shape), "class_id": shape.class_id, "mask": shape.mask} for shape in decision.deleted]
         numbers = [
-            {"class_id": tag, "number": decision.numbers.get(tag), "told": sheet.found.told.get(tag)}
+            {"class_id": tag, "number": decision.numbers.get(tag), "told": found.told.get(tag)}
             for tag in sheet.record.tags
         ]
         return {
