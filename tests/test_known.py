@@ -476,7 +476,7 @@ BAD = [
     bad("s.json", [{"data": {"image": "b.jpg"}}], "task without annotations"),
     bad("c.xml", cvat('<polyline label="dog" points="1,1;2,2"/>'), "says nothing here"),
     bad("c.xml", cvat('<mask label="dog" rle="0, 81" left="3" top="2" width="10" height="8"/>'), "damaged mask"),
-    bad("c.xml", cvat('<mask label="dog" rle="0, 80" left="25" top="2" width="10" height="8"/>'), "outside the photo"),
+    bad("c.xml", cvat('<mask label="dog" rle="0, 80" left="25" top="2" width="10" height="8"/>'), "leaves the photo"),
     bad("c.xml", cvat('<box label="dog" xtl="3" ytl="2" xbr="13" ybr="10" rotation="9"/>'), "a turned box"),
     bad("c.xml", cvat('<points label="dog" points="6;4"/>'), "bad points"),
     bad("c.xml", '<!DOCTYPE a [<!ENTITY b "b">]><annotations>&b;</annotations>', "document type"),

@@ -11,6 +11,7 @@ import numpy as np
 from cim.core.errors import CimError
 from cim.core.xml_file import read_xml
 from cim.datasets.marks.given import Given, Point
+from cim.datasets.marks.paste import runs_mask
 
 KINDS = ("points", "box", "polygon", "mask")
 LARGEST = 2**30  # bytes
@@ -79,20 +80,12 @@ def _upright(shape: Element, where: str) -> tuple[float, float, float, float]:
 
 
 def _mask(shape: Element, size: tuple[int, int], where: str) -> np.ndarray:
-    """bool [H, W] of run lengths row by row inside a box, background first."""
+    """bool [H, W]."""
     left, top, width, height = (_whole(shape, name, where) for name in ("left", "top", "width", "height"))
     try:
-        runs = [int(text) for text in (shape.get("rle") or "").split(",")]
-        if min(runs) < 0 or sum(runs) != width * height:
-            raise ValueError
-    except ValueError:
-        raise CimError("damaged mask", path=where, expected=f"runs that fill {width} x {height}") from None
-    if left < 0 or top < 0 or top + height > size[0] or left + width > size[1]:
-        raise CimError("mask outside the photo", path=where, expected=f"{size[1]} x {size[0]}")
-    whole = np.zeros(size, bool)
-    values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    whole[top : top + height, left : left + width] = values.reshape(height, width)
-    return whole
+        return runs_mask(shape.get("rle") or "", (left, top, width, height), size)
+    except ValueError as error:
+        raise CimError("damaged mask", path=where, found=error) from None
 
 
 def _number(shape: Element, name: str, where: str) -> float:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import cv2
 import numpy as np
 
 from cim.core.errors import CimError
 from cim.datasets.marks.given import Given
+from cim.datasets.marks.paste import png_mask
 
 KINDS = ("point", "rectangle", "polygon", "mask")
 
@@ -81,17 +79,10 @@ def _mask(
     shape: dict[str, Any], places: list[tuple[float, float]], size: tuple[int, int] | None, where: str
 ) -> np.ndarray:
     """bool [H, W]: a small PNG, put where the shape's first corner says."""
+    expected = "a PNG in base64, its corner, and the photo's size"
+    if size is None or not places or "mask" not in shape:
+        raise CimError("damaged mask", path=where, expected=expected)
     try:
-        packed = np.frombuffer(base64.b64decode(shape["mask"], validate=True), np.uint8)
-        small = cv2.imdecode(packed, cv2.IMREAD_GRAYSCALE)
-        assert small is not None and size is not None and places
-    except (KeyError, TypeError, ValueError, binascii.Error, AssertionError, cv2.error):
-        raise CimError(
-            "damaged mask", path=where, expected="a PNG in base64, its corner, and the photo's size"
-        ) from None
-    x, y = (round(value) for value in places[0])
-    if x < 0 or y < 0 or y + small.shape[0] > size[0] or x + small.shape[1] > size[1]:
-        raise CimError("mask outside the photo", path=where, expected=f"{size[1]} x {size[0]}", found=f"{x}, {y}")
-    whole = np.zeros(size, bool)
-    whole[y : y + small.shape[0], x : x + small.shape[1]] = small > 0
-    return whole
+        return png_mask(shape["mask"], (round(places[0][0]), round(places[0][1])), size)
+    except (ValueError, OverflowError) as error:
+        raise CimError("damaged mask", path=where, expected=expected, found=error) from None

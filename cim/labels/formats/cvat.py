@@ -18,6 +18,7 @@ import numpy as np
 from cim.core.errors import CimError
 from cim.core.xml_file import elements
 from cim.datasets.coco_writer import encode
+from cim.datasets.marks.paste import runs_mask
 from cim.labels.formats.folders import Names, PhotoFolder, Placing, place, split_files
 from cim.labels.formats.marks import (
     Labelled,
@@ -154,22 +155,10 @@ def _mark(shape: ElementTree.Element, class_id: int, size: tuple[int, int], wher
         if shape.tag == "polygon":
             points = [float(side) for point in shape.attrib["points"].split(";") for side in point.split(",")]
             return Mark(class_id, polygon_mask([points], size))
-        return Mark(class_id, encode(_pasted(shape, size)))
+        left, top, width, height = (int(shape.attrib[key]) for key in ("left", "top", "width", "height"))
+        return Mark(class_id, encode(runs_mask(shape.attrib["rle"], (left, top, width, height), size)))
     except (KeyError, ValueError, TypeError) as error:
         raise CimError(f"damaged {shape.tag}", path=where, found=str(error)) from None
-
-
-def _pasted(shape: ElementTree.Element, size: tuple[int, int]) -> np.ndarray:
-    left, top, width, height = (int(shape.attrib[key]) for key in ("left", "top", "width", "height"))
-    if min(left, top) < 0 or min(width, height) < 1 or left + width > size[1] or top + height > size[0]:
-        raise ValueError("mask that leaves the photo")
-    runs = np.array([int(run) for run in shape.attrib["rle"].split(",")], np.int64)
-    if (runs < 0).any() or (runs > width * height).any() or runs.sum() != width * height:
-        raise ValueError("runs that do not fill the mask")
-    mask = np.zeros(size, bool)
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    mask[top : top + height, left : left + width] = flat.reshape(height, width)
-    return mask
 
 
 def _whole(element: ElementTree.Element, key: str, path: Path) -> int:

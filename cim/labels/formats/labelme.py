@@ -6,7 +6,6 @@ Written: ``<split>/NAME.jpg``, ``<split>/NAME.json`` and ``labels.txt`` (``label
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import logging
 from collections import Counter
@@ -20,6 +19,7 @@ from PIL import Image
 from cim.core.errors import CimError
 from cim.core.files import read_json, write_json
 from cim.datasets.coco_writer import encode
+from cim.datasets.marks.paste import png_mask
 from cim.labels.formats.folders import Names, PhotoFolder, Placing, place, read_classes, write_classes
 from cim.labels.formats.marks import (
     TRAIN,
@@ -165,20 +165,7 @@ def _mark(shape: dict[str, Any], class_id: int, size: tuple[int, int], path: Pat
         (x1, x2), (y1, y2) = sorted((x1, x2)), sorted((y1, y2))
         if shape["shape_type"] == "rectangle":
             return Mark(class_id, None, (x1, y1, x2, y2))
-        return Mark(class_id, encode(_pasted(shape["mask"], round(x1), round(y1), size)))
-    except (KeyError, TypeError, ValueError, binascii.Error, OSError, SyntaxError) as error:
+        return Mark(class_id, encode(png_mask(shape["mask"], (round(x1), round(y1)), size)))
+    except (KeyError, TypeError, ValueError) as error:
         what = f"{shape['shape_type']} of {shape['label']}"
         raise CimError(f"damaged shape ({what})", path=path, found=str(error) or type(error).__name__) from None
-
-
-def _pasted(text: str, x: int, y: int, size: tuple[int, int]) -> np.ndarray:
-    """The whole mask of a small one whose first pixel is x, y."""
-    with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
-        if image.height > size[0] or image.width > size[1]:  # before it is unpacked
-            raise ValueError(f"mask of {image.size} in a photo of {size[::-1]} (W, H)")
-        crop = np.asarray(image.convert("L")) > 0
-    if x < 0 or y < 0 or y + crop.shape[0] > size[0] or x + crop.shape[1] > size[1]:
-        raise ValueError("mask that leaves the photo")
-    mask = np.zeros(size, bool)
-    mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
-    return mask
