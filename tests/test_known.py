@@ -240,6 +240,22 @@ def test_ten_thousand_corrections_take_seconds(shop):
     assert time.perf_counter() - began < 10
 
 
+def test_ten_thousand_corrected_masks_take_seconds(shop):
+    lines = [{"image_id": 9, "category_id": 8, "segmentation": RUNS_AS_TEXT}] * 9000
+    content = coco(*lines)
+    content["images"][1] |= {"height": SIZE[0], "width": SIZE[1], "counts": {"cat": None}}
+    content["images"][1]["deleted"] = [{"category_id": 7, "segmentation": RUNS_AS_TEXT}] * 1000
+    write(shop / "c.json", content)
+    began = time.perf_counter()
+    known = opened(shop, "c.json")["a.jpg"]
+    assert time.perf_counter() - began < 20
+    assert (known.counts, len(known.marks), len(known.rejected)) == (
+        ((1, 2),),
+        0,
+        1000,
+    )
+
+
 # ---------------------------------------------------------------------- the files of tools
 
 
@@ -314,6 +330,7 @@ BOXES = [
     ("c.json", coco({"bbox": [3, 2, 10, 8], "segmentation": []})),
 ]
 RUNS = coco_mask.encode(np.asfortranarray(square().astype(np.uint8)))
+RUNS_AS_TEXT = {"size": list(SIZE), "counts": RUNS["counts"].decode()}
 MASKS = [
     ("l.json", labelme({"label": "dog", "shape_type": "polygon", "points": CORNERS})),
     (
@@ -325,7 +342,7 @@ MASKS = [
     ("c.xml", cvat('<polygon label="dog" points="3,2;13,2;13,10;3,10"/>')),
     ("c.xml", cvat('<mask label="dog" rle="0, 80" left="3" top="2" width="10" height="8"/>')),
     ("c.json", coco({"bbox": [3, 2, 10, 8], "segmentation": [FLAT]})),
-    ("c.json", coco({"segmentation": {"size": list(SIZE), "counts": RUNS["counts"].decode()}})),
+    ("c.json", coco({"segmentation": RUNS_AS_TEXT})),
 ]
 
 
@@ -404,7 +421,7 @@ def test_a_count_of_null_leaves_the_number_open(shop):
 
 
 def test_deleted_masks_are_known_until_a_later_file_says_more(shop):
-    wrong = {"category_id": 7, "segmentation": {"size": list(SIZE), "counts": RUNS["counts"].decode()}}
+    wrong = {"category_id": 7, "segmentation": RUNS_AS_TEXT}
     content = counted({"dog": None}, photo="b.jpg")
     content["images"][0]["deleted"] = [wrong, {**wrong, "category_id": 8}]  # no cat is tagged there
     write(shop / "c.json", content)
@@ -456,6 +473,12 @@ BAD = [
     bad("c.json", counted([3]), "damaged counts"),
     bad("c.json", counted({"dog": 1}, {"segmentation": [FLAT]}, {"segmentation": [FLAT]}), "more marks than instances"),
     bad("c.json", counted({"cow": 1}), "no such class"),
+    bad("c.json", counted({"dog": 3}, photo="sub/c.jpg"), "'dog' marked on a photo that is not tagged so"),
+    bad("c.json", coco({"keypoints": [30, 4, 2]}), "point outside the photo"),
+    bad("l.json", labelme({"label": "dog", "shape_type": "point", "points": [[6, 20]]}), "point outside the photo"),
+    bad("c.xml", cvat('<points label="dog" points="6.00,20.00"/>'), "point outside the photo"),
+    bad("l.json", labelme({"label": "dog", "shape_type": "mask", "points": [[0, 0]], "mask": png(np.ones((20, 31)))}),
+        "mask of (31, 20) in a photo of (30, 20)"),
     bad("c.json", deleted("dog"), "damaged list of deleted masks"),
     bad("c.json", deleted({"category_id": 99, "segmentation": [FLAT]}), "damaged list of deleted masks"),
     bad("c.json", deleted({"category_id": 7, "segmentation": {"size": [20, 31], "counts": [620]}}), "of another size"),
