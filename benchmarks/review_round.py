@@ -1,10 +1,11 @@
 """What a round of corrections brings on the demo's pictures: numbers before, and after a person looked at some photos.
 
-The person is played. Which photos: those that ``worth_a_look.json`` names first, or as many drawn by lot. Per photo, with
-the pictures' truth before the eyes: a mask with an IoU of 0.75 or more is accepted, any other deleted; for an instance
-without a mask the best proposal is clicked on where it has 0.5 or more (``drawn``: its true mask is drawn instead); then
-it is said how many there are. What is decided goes through the review's own functions into ``corrections.json``, and the
-same ``cim run`` goes on from there. Every seed trains CIM anew, before and after; proposals and response network are shared.
+The person is played. Which photos: those that ``worth_a_look.json`` names first, or as many drawn by lot. Per photo,
+with the pictures' truth before the eyes: a mask with an IoU of 0.75 or more is accepted, any other deleted; for an
+instance without a mask the best proposal is clicked on where it has 0.5 or more (``drawn``: its true mask is drawn
+instead); then it is said how many there are. What is decided goes through the review's own functions into
+``corrections.json``, and the same ``cim run`` goes on from there. Every seed trains CIM anew, before and after;
+proposals and response network are shared.
 
 What is finished in the folder stays: a killed call goes on with the same command. Prints a Markdown table.
 """
