@@ -280,12 +280,12 @@ def test_the_group_would_be_complete_without():
     assert labels.integrity[3] == 1
 
 
-def test_a_mask_is_a_label_of_weight_one():
+def test_a_mask_weighs_as_much_as_the_best_proposal_of_its_class():
     labels = mined(told(Mark(0, mask=rle(B))), [1, 0])
     assert labels is not None
     assert not labels.mined.any()
     assert labels.class_ids.tolist() == [-1, 1, -1, 1, -1]
-    assert labels.weight.tolist() == [0, 1, 0, 1, 0]
+    assert labels.weight.tolist() == pytest.approx([0, 0.9, 0, 0.9, 0])
 
 
 def test_classes_without_a_number_are_mined_as_ever():

@@ -57,8 +57,10 @@ def mine_told(
     told: Told,
 ) -> PseudoLabels | None:
     """Labels of one branch: a class with a number has exactly so many pseudo ground truths, the best disjoint set of
-    proposals by weight, and certain masks with weight 1; the others are mined as ever. A proposal takes its label from
-    whichever overlaps it more. What is like a deleted mask of a class is ignored where it would get this class.
+    proposals by weight, and certain masks, which weigh as much as the best proposal of their class in the image: with a
+    weight of 1 a few photos outvoted all others (docs/ANNOTATE.md). The others are mined as ever. A proposal takes its
+    label from whichever overlaps it more. What is like a deleted mask of a class is ignored where it would get this
+    class.
 
     Args:
         mine: tags [C] -> labels, the miner with everything else given (:func:`without_barred` scores, too).
@@ -137,12 +139,13 @@ def find_truths(weight: Tensor, overlaps: Overlaps, told: Told) -> Truths | None
     masks = torch.from_numpy(told.fit[certain]).to(weight)
     holds = torch.from_numpy(told.holds[certain]).to(weight.device)
     of_masks = torch.from_numpy(told.class_ids[certain]).to(weight.device)
+    best = weight.amax(0) if len(weight) else weight.new_zeros(weight.shape[1])
     return Truths(
         torch.cat([rows, torch.full_like(of_masks, -1)]),
         torch.cat([classes, of_masks]),
         torch.cat([overlaps.iou[rows].to(weight), masks]),
         torch.cat([overlaps.containment[:, rows].T >= HALF, holds]),
-        torch.cat([weight[rows, classes], weight.new_ones(len(certain))]),
+        torch.cat([weight[rows, classes], best[of_masks]]),
     )
 
 
