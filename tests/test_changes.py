@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cim.cli.jobs.changes import refuse_changes
 from cim.cli.jobs.run import resolve
 from cim.cli.main import main, parse
 from cim.core.errors import CimError
+from cim.core.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,21 @@ def test_changed_tags_and_a_new_photo(folder):
         assert "photos_and_tags" in told(folder, "device=cpu")
     finally:
         tags.write_text(kept)
+
+
+def test_a_tag_taken_back_is_no_reason_to_refuse(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    run, tags = tmp_path / "copy" / "run", tmp_path / "copy" / "drawn" / "train_tags.csv"
+    before = {path.name for path in run.iterdir()}
+    head, *rows = tags.read_text().splitlines()
+    name, labels = rows[0].split(",")
+    kept = [label for label in labels.split() if label != labels.split()[0]]
+    tags.write_text("\n".join([head, f"{name},{' '.join([f'!{labels.split()[0]}', *kept])}", *rows[1:]]) + "\n")
+    assert main(words(tmp_path / "copy", "device=cpu")) == 0
+    assert {"prm", "peaks", "train", "first_labels"} <= {path.name for path in (run / "round_1").iterdir()}
+    assert {path.name for path in run.iterdir()} == before | {"round_1", "known.json"}
+    assert read_json(run / "known.json")["absent"] is not None
+    refuse_changes(resolve(parse(words(tmp_path / "copy"))), val=True, refined=True)
 
 
 def test_what_no_stage_minds_goes_on(folder):
