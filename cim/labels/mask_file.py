@@ -39,7 +39,7 @@ Masks = Mapping[int | str, Sequence[Scored]]  # by image id, best first
 class MaskFile(Masks):
     """The masks of a label file on photos of a data set; areas where nothing is known are left out.
 
-    The file is read once, entry by entry; of a mask five numbers stay, and its run lengths lie in a file without a name
+    The file is read once, entry by entry; of a mask four numbers stay, and its run lengths lie in a file without a name
     that goes with this object. May be asked from several threads.
     """
 
@@ -48,7 +48,7 @@ class MaskFile(Masks):
 
         Raises:
             CimError: what :func:`cim.labels.label_files.read_labels` raises; photos of another size or classes that the
-                data set does not have.
+                data set does not have; no room for a temporary file.
         """
         spool = _Spool()
         try:
@@ -62,6 +62,9 @@ class MaskFile(Masks):
                 deque(map(spool.take, content["annotations"]), maxlen=0)
             except Unusual as error:
                 raise CimError("bad annotation file", path=path, found=error) from None
+            except OSError as error:
+                found, fix = error.strerror or error, "free space, or set TMPDIR to a larger place"
+                raise CimError("cannot write", path=tempfile.gettempdir(), found=found, fix=fix) from None
         self._file, self._lock = spool.file, threading.Lock()
         self._rows = _rows(path, dataset, lists["images"] or [], lists["categories"] or [], spool)
 
