@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -12,10 +14,12 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from toys import Numbers, toy_fit, toy_model, toy_step
 
 from cim.core.errors import CimError
+from cim.core.files import append
 from cim.engine.fit import FitOptions, Schedule, fit, learning_factor, load_checkpoint
 from cim.engine.loader import ImageSequence
 from cim.engine.run_logger import read_log
@@ -128,7 +132,9 @@ def test_files_of_a_run(tmp_path: Path):
     assert sum(line["skipped"] for line in log) > 0
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"lr": 0.002}
     assert json.loads((tmp_path / "environment.json").read_text())["versions"]["torch"]
-    assert any((tmp_path / "tensorboard").iterdir())
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"][0].startswith("losses/") and "run/lr" in events.Tags()["scalars"]
+    assert [event.step for event in events.Scalars("run/loss")] == [line["update"] for line in log]
 
 
 def test_complete_run_is_not_trained_again(tmp_path: Path):
@@ -217,12 +223,12 @@ def test_clip_grad_bounds_the_step(tmp_path: Path):
 def test_a_full_disk_does_not_stop_training(tmp_path: Path, monkeypatch, caplog):
     save, calls = torch.save, []
 
-    def full(state, path):
-        calls.append(path)
+    def full(state, file):
+        calls.append(file)
         if len(calls) in (2, 3):
-            Path(path).write_bytes(b"half")
-            raise RuntimeError("PytorchStreamWriter failed writing file: no space left on device")
-        save(state, path)
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, file)
 
     monkeypatch.setattr(torch, "save", full)
     seen = []
@@ -233,8 +239,29 @@ def test_a_full_disk_does_not_stop_training(tmp_path: Path, monkeypatch, caplog)
     with caplog.at_level(logging.WARNING):
         path = toy_fit(tmp_path, on_update=look)
     assert seen[15] == ["update_00000005.pth"]  # saves after 10 and 15 failed: the old one is still there, alone
-    assert "checkpoint not saved" in caplog.text and "no space left" in caplog.text
+    assert "checkpoint not saved" in caplog.text and "No space left" in caplog.text
     assert (tmp_path / "checkpoints" / "update_00000020.pth").is_file()
+    monkeypatch.undo()
+    assert torch.equal(weights(path), weights(toy_fit(tmp_path / "other")))
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_training(tmp_path: Path, monkeypatch, caplog):
+    """Told once; once there is room it goes on. Of TensorBoard's file nothing is lost but what came in between."""
+    calls = itertools.count()
+
+    def full(path, content):
+        if 6 <= next(calls) < 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(path, content)
+
+    monkeypatch.setattr("cim.engine.run_logger.append", full)
+    monkeypatch.setattr("cim.engine.event_file.append", full)
+    path = toy_fit(tmp_path)
+    assert caplog.text.count("training goes on") == 1 and "No space left on device" in caplog.text
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    logged = [line["update"] for line in read_log(tmp_path / "log.jsonl")]
+    assert logged[0] == 3 and logged[-1] == 24 and len(logged) == 7  # of 11
+    assert [event.step for event in events.Scalars("run/loss")] == logged
     monkeypatch.undo()
     assert torch.equal(weights(path), weights(toy_fit(tmp_path / "other")))
 
@@ -245,10 +272,3 @@ def test_foreign_checkpoint(tmp_path: Path):
     for name, message in (("a", "damaged or foreign"), ("b", "not a checkpoint of this project"), ("c", "no check")):
         with pytest.raises(CimError, match=message):
             load_checkpoint(tmp_path / f"{name}.pth")
-
-
-def test_little_shared_memory_is_told(tmp_path: Path, monkeypatch, caplog):
-    monkeypatch.setattr("cim.engine.loader._SHARED_MB", 10**9)
-    monkeypatch.setattr("cim.engine.loader._SHARED", tmp_path)
-    toy_fit(tmp_path, workers=1)
-    assert "--shm-size" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import stat
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from cim.core.errors import CimError
-from cim.core.files import atomic, read_json, write_json, write_npz, write_text
+from cim.core.files import append, atomic, read_json, write_json, write_npz, write_text
 
 
 def test_written_in_new_folders(tmp_path):
@@ -40,6 +41,22 @@ def test_a_value_that_json_cannot_hold(tmp_path):
     with pytest.raises(TypeError, match="object does not fit"):
         write_json(tmp_path / "x.json", [1, object()])
     assert read_json(tmp_path / "x.json") == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_append_is_whole_or_not_at_all(tmp_path):
+    """A limit on the size of files plays the full disk."""
+    path = tmp_path / "log"
+    append(path, b"one\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"No space left|too large"):
+            append(path, b"two\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"one\n"
+    append(path, b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n"
 
 
 def test_full_disk(tmp_path):

@@ -10,11 +10,26 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from cim.core.errors import CimError
+from cim.core.errors import CimError, disk_error, memory_error
+
+_LESS_MEMORY = {  # what to lower, by command; it counts as another setting, so that networks begin anew
+    "proposals": "a lower proposals.max_proposals",
+    "prm": "a lower prm.batch_size, prm.image_size or prm.workers",
+    "train": "a lower train.workers; or, begun anew, lower train.sides and train.max_proposals",
+    "score": "lower infer.sides or infer.max_proposals",
+    "retrieve": "a lower prm.image_size",
+    "refine": "a lower refine.workers; or, begun anew, a lower refine.micro_batch and refine.max_side",
+    "predict": "smaller photos, --batch 1",
+}
 
 
-def run(main: Callable[[], int | None]) -> int:
-    """Exit code of ``main``: its own, 2 after a :class:`CimError` (told in one line), 130 after Ctrl-C."""
+def run(main: Callable[[], int | None], command: str = "") -> int:
+    """Exit code of ``main``: its own, 130 after Ctrl-C, 2 after what is told in one line: a :class:`CimError`, a full
+    or read-only disk, too little memory.
+
+    Args:
+        command: what ``main`` is called, without ``cim``.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8 can be told, too
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -23,14 +38,33 @@ def run(main: Callable[[], int | None]) -> int:
         sys.stdout.flush()
         return code
     except CimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _tell(error)
     except BrokenPipeError:  # whoever reads what we print (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
+    except Exception as error:
+        told = disk_error(error) if isinstance(error, OSError) else None
+        told = told or memory_error(error, f"cim {command}".strip(), _less_memory(command))
+        if told is None:
+            raise
+        return _tell(told)
+
+
+def _tell(error: CimError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _less_memory(command: str) -> str:
+    lower = _LESS_MEMORY.get(command)
+    return (
+        "end other programs or take fewer --workers, then the same command continues"
+        if lower is None
+        else (f"end other programs, then the same command continues; or {lower}")
+    )
 
 
 def parser(description: str, example: str) -> argparse.ArgumentParser:

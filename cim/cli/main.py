@@ -99,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: command and arguments; None: those of the process.
     """
-    return run(lambda: call(sys.argv[1:] if argv is None else argv))
+    words = sys.argv[1:] if argv is None else argv
+    return run(lambda: call(words), words[0] if words else "")
 
 
 def call(argv: Sequence[str]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cim.core.errors import CimError
+from cim.core.errors import CimError, cannot_write
 from cim.core.leftovers import SUFFIX, prefix
 
 
@@ -26,7 +27,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     one sweeps (``cim.core.leftovers``).
 
     Raises:
-        CimError: the folder cannot be written, or the disk is full.
+        StorageError: the disk is full, or may not be written.
+        CimError: the folder cannot be written.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -39,9 +41,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; artefacts are shared
         temporary.replace(path)
     except OSError as error:
-        raise CimError(
-            "cannot write", path=path, found=error.strerror or error, fix="free space or choose another output folder"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -85,6 +85,22 @@ def write_text(path: str | Path, text: str) -> None:
     """Atomically, UTF-8; of file names that are none, the odd bytes are spelt out."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def append(path: str | Path, content: bytes) -> None:
+    """At the end of a file that this process alone writes; whole or not at all, unless the process is killed.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full.
+    """
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(content) != len(content):  # a full disk takes what fits, and says no only to the next
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def npz_content(**arrays: np.ndarray) -> bytes:

@@ -14,7 +14,7 @@ import joblib
 from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
-from cim.core.errors import CimError
+from cim.core.errors import CimError, StorageError
 
 logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 10  # how long a Dask scheduler may take to answer, or to have a worker
@@ -57,6 +57,7 @@ def run_stage(
         scheduler: address of a Dask scheduler; runs there instead (needs ``dask.distributed``).
 
     Raises:
+        StorageError: the disk is full, or may not be written: one line, not one for every item.
         CimError: a local worker was killed; the scheduler's package is missing, or the scheduler cannot be reached,
             has no workers, or lost its tasks. What is done stays.
     """
@@ -151,6 +152,8 @@ def _guarded(function: Callable[[Any], None], pair: tuple[int, Any]) -> tuple[in
     index, item = pair
     try:
         function(item)
+    except StorageError:  # no other item would fare better
+        raise
     except CimError as error:
         return index, str(error)
     return index, None

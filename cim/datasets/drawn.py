@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from cim.core.errors import CimError
+from cim.core.errors import CimError, cannot_write
 from cim.core.files import read_json, write_json, write_text
 from cim.core.leftovers import SUFFIX, prefix, sweep
 from cim.datasets.coco_writer import document, encode, image_entry, instance_entry
@@ -69,14 +69,14 @@ def make_demo(root: str | Path, train: int = 200, val: int = 60, seed: int = 0) 
         sweep(root.parent)
         temporary = Path(tempfile.mkdtemp(SUFFIX, prefix(root), root.parent))
     except OSError as error:
-        raise CimError("cannot write", path=root, found=error.strerror) from error
+        raise cannot_write(root, error, "choose another folder") from error
     try:
         _write(temporary, {"train": train, "val": val, "new": NEW_PHOTOS}, seed)
         write_json(temporary / MARKER, marker)
         temporary.chmod(0o755)  # mkdtemp makes private folders
         temporary.replace(root)
     except OSError as error:
-        raise CimError("cannot write", path=root, found=error.strerror) from error
+        raise cannot_write(root, error, "choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -28,13 +28,11 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     Raises:
         CimError: the folder cannot be written or the disk is full; an older file of that name is untouched.
     """
-    try:
-        with atomic(path) as temporary:
-            torch.save({"format": FORMAT, **state}, temporary)
-    except RuntimeError as error:  # torch's own writer reports a full disk this way
-        raise CimError("cannot write", path=path, found=_line(error), fix="free space and run the same command") from (
-            error
-        )
+    with atomic(path) as temporary, open(temporary, "wb") as file:  # given a name, torch would not say why it failed
+        try:
+            torch.save({"format": FORMAT, **state}, file)
+        except RuntimeError as error:  # met in finishing the file, after what the disk said
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:

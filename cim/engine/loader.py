@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import resource
-import shutil
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, Sampler
 
 from cim.core.errors import CimError
 from cim.engine import distributed
-
-logger = logging.getLogger(__name__)
+from cim.engine.read_ahead import read_ahead
 
 _ORDER, _SAMPLE, _STEP = 0, 1, 2  # what a derived seed is for
-_SHARED, _SHARED_MB = Path("/dev/shm"), 512
-_OPEN_FILES = 16384
 
 
 class Source(Protocol):
@@ -66,21 +57,12 @@ def stream(
     """(position, sample) of this process's images of the updates ``start`` .. ``stop`` - 1, read ahead.
 
     A sample is what ``source`` gave: None when there is nothing to learn, a :class:`CimError` when it raised one.
+
+    Raises:
+        WorkerDied: a worker was killed.
     """
-    if workers:
-        _prepare_sharing()
-    sequence = ImageSequence(len(source), seed)
-    return iter(
-        DataLoader(
-            _Reader(source, seed),
-            sampler=_Positions(sequence, images_per_update, start, stop),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            collate_fn=_as_is,
-            worker_init_fn=_quiet_worker,
-        )
-    )
+    positions = _Positions(ImageSequence(len(source), seed), images_per_update, start, stop)
+    return read_ahead(_Reader(source, seed), workers, 4, positions)
 
 
 @dataclass(frozen=True)
@@ -102,7 +84,7 @@ class _Reader(Dataset[tuple[int, Any]]):
 
 
 @dataclass(frozen=True)
-class _Positions:
+class _Positions(Sampler[tuple[int, int]]):
     """(position, index) of every image that this process reads, in order."""
 
     sequence: ImageSequence
@@ -114,32 +96,3 @@ class _Positions:
         for update in range(self.start, self.stop):
             for position in share(update, self.images_per_update):
                 yield position, self.sequence.index(position)
-
-
-def _prepare_sharing() -> None:
-    """Workers hand tensors over in shared memory, each one an open file: allow many, warn where room is short."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if _SHARED.is_dir() and (free := shutil.disk_usage(_SHARED).free / 2**20) < _SHARED_MB:
-        logger.warning(
-            "only %.0f MB free in %s; if loader workers die of a bus error, give the container more (docker: "
-            "--shm-size=4g) or read without workers",
-            free,
-            _SHARED,
-        )
-
-
-def _as_is(item: Any) -> Any:
-    return item
-
-
-def _quiet_worker(_: int) -> None:
-    """A worker leaves Ctrl-C to its parent. On SIGTERM it ends as if done: a whole group of processes may have got
-    the signal, and the loader would raise for a worker that died of it, in the middle of an update."""
-    import cv2
-
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

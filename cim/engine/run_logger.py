@@ -19,13 +19,15 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from cim.core.errors import CimError
-from cim.core.files import write_json, write_text
+from cim.core.errors import CimError, cannot_write
+from cim.core.files import append, write_json, write_text
 from cim.engine import distributed
+from cim.engine.event_file import EventFile
 from cim.engine.update_stats import UpdateStats
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = ("loss", "lr", "grad_norm", "images_per_second", "data_wait", "memory_mb")  # by TensorBoard, as run/...
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -42,13 +44,11 @@ class RunLogger:
     """
 
     def __init__(self, run_dir: Path, start: int, updates: int, every: int, device: torch.device, title: str) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, needed here only
-
         self.every, self.device = max(every, 1), device
         self.path = run_dir / "log.jsonl"
         self._broken = False
         _cut_log(self.path, start)
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+        self._events = EventFile(run_dir / "tensorboard", start + 1)
         self._bar = tqdm(
             total=updates,
             initial=start,
@@ -100,27 +100,22 @@ class RunLogger:
         self._clear()
 
     def _write(self, update: int, line: dict[str, Any]) -> None:
+        groups = ("losses", "diagnostics")
+        scalars = {f"{group}/{name}": value for group in groups for name, value in line[group].items()}
+        scalars |= {f"run/{name}": line[name] for name in _SHOWN if name in line}
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            for group in ("losses", "diagnostics"):
-                for name, value in line[group].items():
-                    self._writer.add_scalar(f"{group}/{name}", value, update)
-            for name in ("loss", "lr", "grad_norm", "images_per_second", "data_wait", "memory_mb"):
-                if name in line:
-                    self._writer.add_scalar(f"run/{name}", line[name], update)
+            append(self.path, f"{json.dumps(line)}\n".encode())
+            self._events.add(update, scalars)
         except OSError as error:
             if not self._broken:
-                logger.warning("cannot log, training goes on: %s", error)
+                logger.warning("%s; training goes on, and logs again once it can", cannot_write(self.path, error))
             self._broken = True
+        else:
+            self._broken = False
 
     def close(self) -> None:
-        """End the progress bar and finish the TensorBoard file."""
+        """End the progress bar."""
         self._bar.close()
-        try:
-            self._writer.close()
-        except OSError as error:
-            logger.warning("cannot finish the TensorBoard file: %s", error)
 
 
 def describe_run(run_dir: Path, meta: dict[str, Any], device: torch.device) -> None:

@@ -16,6 +16,7 @@ from cim.core.errors import CimError
 from cim.engine import distributed
 from cim.engine.checkpoints import FRESH_RUN, Checkpoints, check_same_run
 from cim.engine.loader import Source, share, step_seed, stream
+from cim.engine.read_ahead import WorkerDied
 from cim.engine.run_logger import RunLogger
 from cim.engine.schedule import FitOptions, Schedule, learning_factor
 from cim.engine.update_stats import UpdateStats
@@ -110,9 +111,9 @@ class Trainer:
                 rate = self.set_rate()
                 try:
                     stats = self.accumulate(items)
-                except (RuntimeError, EOFError, ConnectionError) as error:
+                except (WorkerDied, RuntimeError):
                     if not stopping.is_set():
-                        raise _of_a_worker(error) from error
+                        raise
                     if main:  # the workers were told to stop, too: the update at hand is given up
                         checkpoints.save(self.update, {"meta": meta, **self.state()})
                     raise KeyboardInterrupt from None
@@ -260,15 +261,3 @@ def _image_id(sample: Any, position: int) -> Any:
     if isinstance(sample, dict):
         return sample.get("image_id", f"at position {position}")
     return getattr(sample, "image_id", f"at position {position}")
-
-
-def _of_a_worker(error: Exception) -> Exception:
-    """One line for a loader worker that was killed; any other error as it is."""
-    text = str(error)
-    if isinstance(error, RuntimeError) and "DataLoader worker" not in text:
-        return error
-    found, fix = (
-        text.split("\n")[0] or type(error).__name__,
-        "the same command continues; where memory is short: fewer workers",
-    )
-    return CimError("a loader worker died", found=found, fix=fix)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cim.config.build import build_model
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config, InferConfig
-from cim.core.errors import CimError
+from cim.core.errors import CimError, StorageError
 from cim.core.files import fingerprint
 from cim.core.parallel import StageReport
 from cim.core.photo import read_photo
@@ -289,6 +289,8 @@ def score_dataset(
                 store.save(record.image_id, **arrays)
                 PhotoTable(store.root).note(record.image_id, photo)
                 report.done += 1
+            except StorageError:  # no other image would fare better
+                raise
             except CimError as error:
                 report.failed[str(record.image_id)] = str(error)
             progress.update()

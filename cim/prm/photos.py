@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
@@ -23,6 +22,7 @@ from cim.core.files import atomic
 from cim.core.leftovers import sweep
 from cim.core.photo import read_photo
 from cim.datasets.base import Dataset, Record
+from cim.engine.read_ahead import read_ahead
 from cim.prm.network import ResponseNet, prepare_photo
 
 logger = logging.getLogger(__name__)
@@ -102,12 +102,10 @@ def photo_batches(
         failed: gets the message of every unreadable photo by its name, and the others go on; None: the first raises.
 
     Raises:
-        CimError: unreadable photo.
+        CimError: unreadable photo, or a killed worker.
     """
     chunks = [list(records[start : start + batch]) for start in range(0, len(records), batch)]
-    loader: DataLoader[list[Tensor | CimError]] = DataLoader(
-        _Photos(chunks, side), batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None
-    )
+    loader = read_ahead(_Photos(chunks, side), workers, 2)
     with tqdm(total=len(records), desc=description, unit="image") as bar:
         for chunk, photos in zip(chunks, loader):
             bad = {record.path.name: photo for record, photo in zip(chunk, photos) if isinstance(photo, CimError)}

@@ -7,6 +7,7 @@ millisecond, which leaves nothing to be shared with threads, forked workers or p
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -14,13 +15,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cim.core.errors import CimError
+from cim.core.errors import CimError, cannot_write
 from cim.core.files import atomic
 
 PACK = "pack.sqlite"
 ENDINGS = (".npz", ".npy")
 _PATIENCE = 120.0  # seconds that one process lets others write before it
-_FIX_WRITE = "free space or choose another output folder"
 _TABLE = "CREATE TABLE IF NOT EXISTS entries (name TEXT PRIMARY KEY, content BLOB NOT NULL)"
 _PUT = "INSERT OR REPLACE INTO entries VALUES (?, ?)"
 
@@ -94,7 +94,7 @@ class Pack:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CimError("cannot write", path=file, found=error.strerror, fix=_FIX_WRITE) from error
+            raise cannot_write(file, error) from error
         with _open(file, "rwc") as database:
             database.execute(_TABLE)
         return cls(file)
@@ -189,6 +189,12 @@ def _is_ours(name: object) -> bool:
     return isinstance(name, str) and name.endswith(ENDINGS) and name[0] != "." and not {"/", "\\", "\0"} & set(name)
 
 
+def _as_os_error(error: sqlite3.OperationalError) -> OSError:
+    """With the number that the system gives where a file lies on such a disk."""
+    number = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_READONLY": errno.EROFS}.get(getattr(error, "sqlite_errorname", ""))
+    return OSError(str(error)) if number is None else OSError(number, str(error))
+
+
 @contextmanager
 def _open(file: Path, mode: str = "rw", writes: bool = False) -> Iterator[sqlite3.Connection]:
     """A connection that makes no transaction unasked. One that only reads also undoes what a killed writer left, where
@@ -200,6 +206,6 @@ def _open(file: Path, mode: str = "rw", writes: bool = False) -> Iterator[sqlite
             yield database
     except sqlite3.Error as error:
         if (writes or mode == "rwc") and isinstance(error, sqlite3.OperationalError):
-            raise CimError("cannot write", path=file, found=error, fix=_FIX_WRITE) from error
+            raise cannot_write(file, _as_os_error(error)) from error
         fix = "put a copy in its place, or make the store again (--overwrite)"
         raise CimError("cannot read the pack", path=file, found=error, fix=fix) from error

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cim.core.errors import CimError
+from cim.core.errors import CimError, cannot_write
 from cim.core.files import fingerprint, write_text
 from cim.core.photo import check_file
 from cim.datasets.base import Record
@@ -136,8 +136,7 @@ class PhotoTable:
             with open(self.root / PHOTOS, "ab", buffering=0) as file:  # one write, whole beside those of others
                 file.write(_lines(rows).encode())
         except OSError as error:
-            fix = "free space or choose another output folder"
-            raise CimError("cannot write", path=self.root / PHOTOS, found=error.strerror or error, fix=fix) from error
+            raise cannot_write(self.root / PHOTOS, error) from error
 
 
 def _lines(rows: dict[str, PhotoFile]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from cim.core.errors import CimError
+from cim.core.errors import CimError, cannot_write
 from cim.core.photo import photo_size
 from cim.datasets.photo_files import PhotoFinder
 from cim.labels.formats.marks import TRAIN, VAL, Photo
@@ -40,9 +40,7 @@ def new_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(target)
         temporary.replace(target)
     except OSError as error:
-        raise CimError(
-            "cannot write", path=target, found=error.strerror or error, fix="free space or choose another --output"
-        ) from error
+        raise cannot_write(target, error, "choose another --output") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
