@@ -47,7 +47,7 @@ def responses(features: torch.Tensor, tags: torch.Tensor, ground_weight: float) 
     """Mean response of the class of each photo on its object and around it."""
     pooled = pool_features(features.split(16))
     net = ResponseNet(torch.nn.Identity(), D, 2)
-    fitted = fit_maps(pooled.standardised(), tags, 0.03, ground_weight)
+    fitted = fit_maps(pooled.parts, tags, 0.03, ground_weight)
     fitted.write_to(net.head, pooled.centre, pooled.spread)
     with torch.no_grad():
         maps = net.head(features)[tags > 0]
@@ -65,7 +65,7 @@ def test_the_ground_is_not_learnt_as_the_class():
 
 def test_photos_not_seen_tell_what_was_learnt():
     features, tags = planted()
-    parts = pool_features(features.split(16)).standardised()
+    parts = pool_features(features.split(16)).parts
     assert cross_fit(parts, tags).precision == pytest.approx([1, 1], abs=0.02)
     shuffled = tags[torch.randperm(len(tags), generator=torch.Generator().manual_seed(1))]
     assert cross_fit(parts, shuffled).precision.max() < 0.75  # chance is 0.5
@@ -77,7 +77,7 @@ def test_the_head_reads_raw_features_as_the_fit_read_standardised_ones():
     pooled = pool_features(features.split(7))
     np.testing.assert_allclose(pooled.centre, features.mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(pooled.spread, features.std((0, 2, 3), correction=0), rtol=1e-3)
-    parts = pooled.standardised()
+    parts = pooled.parts
     fitted = fit_maps(parts, tags, 0.1)
     net = ResponseNet(torch.nn.Identity(), D, 2, score="mean")
     fitted.write_to(net.head, pooled.centre, pooled.spread)
@@ -90,8 +90,8 @@ def test_the_head_reads_raw_features_as_the_fit_read_standardised_ones():
 @settings(deadline=None, max_examples=10)
 def test_the_unit_of_the_features_does_not_matter(scale):
     features, tags = planted(20)
-    one = fit_maps(pool_features([features]).standardised(), tags, 0.1)
-    other = fit_maps(pool_features([scale * features]).standardised(), tags, 0.1)
+    one = fit_maps(pool_features([features]).parts, tags, 0.1)
+    other = fit_maps(pool_features([scale * features]).parts, tags, 0.1)
     np.testing.assert_allclose(one.weight, other.weight, atol=0.01)
 
 

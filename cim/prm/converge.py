@@ -49,10 +49,9 @@ def converge(
         logger.info("already trained: %s", final)
         return final
     tags = torch.stack([one_hot(record, len(dataset.classes)) for record in dataset])
-    pooled = pool_features(_features(net, dataset.records, prm, device))
-    parts = pooled.standardised()
-    seen = cross_fit(parts, tags)
-    fit_maps(parts, tags, seen.decay).write_to(net.head, pooled.centre.to(device), pooled.spread.to(device))
+    pooled = pool_features(_features(net, dataset.records, prm, device), run_dir)
+    seen = cross_fit(pooled.parts, tags)
+    fit_maps(pooled.parts, tags, seen.decay).write_to(net.head, pooled.centre.to(device), pooled.spread.to(device))
     write_json(run_dir / HELD_OUT, describe_held_out(seen, tags, dataset.classes), indent=1)
     save_checkpoint(final, {"meta": meta, "model": net.state_dict()})
     known = seen.precision[~np.isnan(seen.precision)]

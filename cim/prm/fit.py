@@ -15,15 +15,17 @@ How well it tells the tags of photos it has not seen comes with it (:func:`cross
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cim.core.errors import CimError
+from cim.core.errors import CimError, cannot_write
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +34,16 @@ GROUND_WEIGHT = 0.3  # of a ground, beside a mean of 1 for photos and figures; 0
 FOLDS = 5
 _STEPS = 200  # of L-BFGS at most; it stops earlier
 _LEAST_SPREAD = 1e-4
+_BLOCK = 1024  # photos computed with at a time
 
 
 @dataclass(frozen=True)
 class PooledPhotos:
-    """Mean features of n photos, float32.
+    """Mean features of n photos, float32, every channel at mean 0 and spread 1.
 
     Attributes:
-        whole, figure, ground: [n, D], over all places, those of the figure, and the others.
-        centre, spread: [D], mean and standard deviation of every channel over all places of all photos.
+        whole, figure, ground: [n, D], over all places, those of the figure, and the others; mapped from a file.
+        centre, spread: [D], mean and standard deviation that every channel had over all places of all photos.
     """
 
     whole: Tensor
@@ -49,13 +52,10 @@ class PooledPhotos:
     centre: Tensor
     spread: Tensor
 
-    def __len__(self) -> int:
-        return len(self.whole)
-
-    def standardised(self) -> tuple[Tensor, Tensor, Tensor]:
-        """whole, figure and ground with every channel at mean 0 and spread 1."""
-        whole, figure, ground = ((part - self.centre) / self.spread for part in (self.whole, self.figure, self.ground))
-        return whole, figure, ground
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """whole, figure and ground."""
+        return self.whole, self.figure, self.ground
 
 
 @dataclass(frozen=True)
@@ -113,28 +113,42 @@ def figure_mask(features: Tensor) -> Tensor:
     return strength > strength.mean((1, 2), keepdim=True)
 
 
-def pool_features(batches: Iterable[Tensor]) -> PooledPhotos:
+def pool_features(batches: Iterable[Tensor], folder: Path | None = None) -> PooledPhotos:
     """Mean features of photos, whose trunk features come as [B, D, h, w] one batch after the other.
 
+    Args:
+        folder: for the file without a name that holds them, so that they need no memory; None: the system's own.
+
     Raises:
-        CimError: no photos.
+        CimError: no photos, or no room on the disk.
     """
-    whole, figure, ground = [], [], []
     total = squares = torch.zeros((), dtype=torch.float64)
-    for features in batches:
-        features = features.float()
-        mask = figure_mask(features).float()
-        whole.append(features.mean((2, 3)).cpu())
-        figure.append(_mean_where(features, mask).cpu())
-        ground.append(_mean_where(features, 1 - mask).cpu())
-        total = total + features.mean((2, 3)).double().sum(0).cpu()
-        squares = squares + features.square().mean((2, 3)).double().sum(0).cpu()
-    count = sum(map(len, whole))
-    if not count:
-        raise CimError("no photos to fit the response network to")
+    count = 0
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for features in batches:
+                features = features.float()
+                mask = figure_mask(features).float()
+                whole = features.mean((2, 3))
+                rows = torch.stack([whole, _mean_where(features, mask), _mean_where(features, 1 - mask)], 1)
+                file.write(rows.cpu().numpy().tobytes())
+                total = total + whole.double().sum(0).cpu()
+                squares = squares + features.square().mean((2, 3)).double().sum(0).cpu()
+                count += len(features)
+            if not count:
+                raise CimError("no photos to fit the response network to")
+            file.flush()
+            table = torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(count, 3, len(total))))
+    except OSError as error:
+        raise cannot_write(Path(folder or tempfile.gettempdir()) / "pooled features", error) from error
     centre = total / count
     spread = (squares / count - centre.square()).clamp(min=0).sqrt().clamp(min=_LEAST_SPREAD)
-    return PooledPhotos(torch.cat(whole), torch.cat(figure), torch.cat(ground), centre.float(), spread.float())
+    centre, spread = centre.float(), spread.float()
+    for rows in table.split(_BLOCK):
+        rows.sub_(centre).div_(spread)
+    return PooledPhotos(table[:, 0], table[:, 1], table[:, 2], centre, spread)
 
 
 def _mean_where(features: Tensor, mask: Tensor) -> Tensor:
@@ -153,7 +167,11 @@ def balance(tags: Tensor) -> Tensor:
 
 
 def fit_maps(
-    pooled: tuple[Tensor, Tensor, Tensor], tags: Tensor, decay: float, ground_weight: float = GROUND_WEIGHT
+    pooled: tuple[Tensor, Tensor, Tensor],
+    tags: Tensor,
+    decay: float,
+    ground_weight: float = GROUND_WEIGHT,
+    chosen: Tensor | None = None,
 ) -> LinearMaps:
     """Class-balanced, regularised logistic regression by L-BFGS, one class beside the other.
 
@@ -162,22 +180,33 @@ def fit_maps(
         tags: float 0/1 [n, C]; a photo without any is a negative of all classes.
         decay: factor of half the squared weights, beside mean losses.
         ground_weight: of the grounds as negatives; see :data:`GROUND_WEIGHT`.
+        chosen: bool [n], photos to fit to; None: all. The others take no part.
     """
-    features = torch.cat(pooled)
-    target = torch.cat([tags, tags, torch.zeros_like(tags)])
-    weighed = balance(tags)
-    weights = torch.cat([weighed, weighed, torch.full_like(tags, ground_weight)]) / len(tags)
-    weight = torch.zeros(tags.shape[1], features.shape[1], requires_grad=True)
+    chosen = torch.ones(len(tags), dtype=torch.bool) if chosen is None else chosen
+    weighed, count = torch.zeros_like(tags), int(chosen.sum())
+    weighed[chosen] = balance(tags[chosen])
+    parts = (  # features, their targets, their weights
+        (pooled[0], tags, weighed),
+        (pooled[1], tags, weighed),
+        (pooled[2], torch.zeros_like(tags), torch.full_like(tags, ground_weight) * chosen[:, None]),
+    )
+    weight = torch.zeros(tags.shape[1], pooled[0].shape[1], requires_grad=True)
     bias = torch.zeros(tags.shape[1], requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=_STEPS, history_size=20, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         solver.zero_grad()
-        value = functional.binary_cross_entropy_with_logits(
-            features @ weight.T + bias, target, weights, reduction="sum"
-        )
-        value = value + decay / 2 * weight.square().sum()
+        value = decay / 2 * weight.square().sum()
         value.backward()
+        value = value.detach()
+        for features, target, weights in parts:
+            for at in range(0, len(tags), _BLOCK):  # all at once would be as large as all photos
+                rows = slice(at, at + _BLOCK)
+                part = functional.binary_cross_entropy_with_logits(
+                    features[rows] @ weight.T + bias, target[rows], weights[rows] / count, reduction="sum"
+                )
+                part.backward()
+                value = value + part.detach()
         return value
 
     solver.step(loss)
@@ -201,8 +230,9 @@ def cross_fit(
         for k in range(folds):
             out = fold == k
             if out.any() and not out.all():
-                whole, figure, ground = (part[~out] for part in pooled)
-                scores[out] = fit_maps((whole, figure, ground), tags[~out], decay).scores(pooled[0][out])
+                maps = fit_maps(pooled, tags, decay, chosen=~out)
+                for rows in out.nonzero()[:, 0].split(_BLOCK):
+                    scores[rows] = maps.scores(pooled[0][rows])
         found = HeldOut(scores.numpy(), decay, class_precisions(scores.numpy(), tags.numpy() > 0))
         if best is None or _mean(found.precision) > _mean(best.precision) + 1e-6:
             best = found
