@@ -59,12 +59,8 @@ def _tell(error: CimError) -> int:
 
 
 def _less_memory(command: str) -> str:
-    lower = _LESS_MEMORY.get(command)
-    return (
-        "end other programs or take fewer --workers, then the same command continues"
-        if lower is None
-        else (f"end other programs, then the same command continues; or {lower}")
-    )
+    lower = _LESS_MEMORY.get(command, "fewer --workers")
+    return f"end other programs, then the same command continues; or {lower}"
 
 
 def parser(description: str, example: str) -> argparse.ArgumentParser:
