@@ -72,6 +72,16 @@ def test_peaks_without_maps_are_told(labelled: Config, tmp_path: Path, capsys):
     assert run(lambda: call_tool("pre/AGPL_label_assign", str(tmp_path / "toy.yaml"), "--workers", "1")) == 2
 
 
+def test_peaks_of_other_tags_are_told(labelled: Config, tmp_path: Path, caplog):
+    """Of a version that did not write down which tags they were made for."""
+    store = Store.open(Path(labelled.work_dir) / "peaks" / "train", "peaks")
+    arrays = store.load("p0.png")
+    store.save("p0.png", **arrays | {"maps": np.repeat(arrays["maps"], 2, 0)})
+    Store.open(Path(labelled.work_dir) / "first_labels", "clusters").path("p0.png").unlink()
+    assert run(lambda: call_tool("pre/AGPL_label_assign", str(tmp_path / "toy.yaml"), "--workers", "1")) == 2
+    assert "peaks made for other tags" in caplog.text
+
+
 def test_trains_as_long_as_the_rule_says_and_goes_on_where_it_stopped(labelled: Config):
     final = train_cim(labelled)
     signature = load_checkpoint(final)["meta"]["signature"]

@@ -181,7 +181,7 @@ class LabelStage:
         """The labels; with evidence also that, and a label for every tag.
 
         Raises:
-            CimError: evidence is wanted, and the peaks were stored without maps.
+            CimError: evidence is wanted, and the peaks were stored without maps, or with those of other tags.
         """
         options = asdict(self.options)
         if not self.evidence or not record.tags:
@@ -190,9 +190,12 @@ class LabelStage:
             return assign_told(regions, peaks, told, record.tags, None, **options)
         assert self.peaks is not None
         arrays = self.peaks.load(record.image_id)
+        path, again = self.peaks.path(record.image_id), "make them again: --overwrite"
         if "maps" not in arrays:
-            path = self.peaks.path(record.image_id)
-            raise CimError("peaks without maps", path=path, fix="make them again: --overwrite")
+            raise CimError("peaks without maps", path=path, fix=again)
+        if len(arrays["maps"]) != len(record.tags):
+            expected, found = f"maps of {len(record.tags)} tags", len(arrays["maps"])
+            raise CimError("peaks made for other tags", path=path, expected=expected, found=found, fix=again)
         evidence = class_evidence(regions, arrays["maps"], arrays["strength"])
         if told is None:
             labels = assign_from_peaks(regions, peaks, **options)
