@@ -66,6 +66,8 @@ def test_tags_that_are_taken_back_set_the_response_network_aside_too(tmp_path):
     assert not has_other_tags(tmp_path, "no dog")
     begin_round(tmp_path, "still more", "no dog")
     assert texts(tmp_path) == {"proposals": "b", "prm": "b"}
+    begin_round(tmp_path, "yet more", "no cat", prompted=True)  # the network said where to look for proposals
+    assert texts(tmp_path) == {}
 
 
 def test_a_note_from_before_there_were_absent_classes(tmp_path):

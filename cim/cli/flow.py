@@ -37,15 +37,19 @@ def stage(title: str, *command: object) -> Stage:
     return Stage(title, tuple(str(part) for part in command))
 
 
-def preparation(config: Path, val: bool, what: str = "photos") -> list[Stage]:
-    """Proposals, response network, first labels; ``val``: proposals of the validation photos too."""
-    of_val = [stage(f"proposals of the validation {what}", "proposals", config, "--split", "val")]
-    return [
-        stage("proposals", "proposals", config, "--split", "train"),
-        *(of_val if val else []),
-        stage("response network (PRM)", "prm", config),
-        stage("first labels", "labels", config),
-    ]
+def preparation(config: Path, val: bool, what: str = "photos", prompted: bool = False) -> list[Stage]:
+    """Proposals, response network, first labels.
+
+    Args:
+        val: proposals of the validation photos too.
+        prompted: the response network says where proposals are looked for, and so comes first.
+    """
+    proposals = [stage("proposals", "proposals", config, "--split", "train")]
+    if val:
+        proposals.append(stage(f"proposals of the validation {what}", "proposals", config, "--split", "val"))
+    network = [stage("response network (PRM)", "prm", config)]
+    first = [*network, *proposals] if prompted else [*proposals, *network]
+    return [*first, stage("first labels", "labels", config)]
 
 
 def pseudo_labels(config: Path, what: str = "photos") -> list[Stage]:

@@ -101,11 +101,14 @@ def check_data(
         findings.append(_check_photos(dataset, wanted, how))
         if split == data.eval_split and "evaluation" in wanted:
             findings.append(_check_annotations(dataset, name))
-        findings.append(_check_proposals(config, dataset, split, name, wanted, how))
+        proposals = _check_proposals(config, dataset, split, name, wanted, how)
+        if proposals.blocks and config.proposals.prompted:  # by the peaks of a network that has to be there first
+            findings += _check_network(config, name, wanted)
+        findings.append(proposals)
         if split == data.train_split and "training" in wanted:
             findings += _check_first_labels(config, dataset, name, how)
         findings += _check_made(config, dataset, split, name, wanted)
-    return findings + _check_models(config, name, purposes, how)
+    return list(dict.fromkeys(findings + _check_models(config, name, purposes, how)))
 
 
 # ---------------------------------------------------------------------- photos and tags
@@ -241,7 +244,8 @@ def _check_proposals(
     if absent:
         detail = f"{len(absent)} of {len(dataset)} images have none in {path}, e.g. {absent[0].image_id}"
         return Finding(wanted, what, "missing", detail, fix)
-    if isinstance(source, StoredRegions) and (stale := _stale(path, dataset)):
+    besides = tags_of if config.proposals.prompted and split == config.data.train_split else None
+    if isinstance(source, StoredRegions) and (stale := _stale(path, dataset, besides)):
         return Finding(wanted, what, "stale", stale, fix)
     # A published pickle is one object of gigabytes: not to be sent to other processes.
     workers = 1 if isinstance(source, CobPickle) else how.workers
@@ -314,11 +318,15 @@ def _check_peaks(config: Config, name: str) -> list[Finding]:
         return [
             Finding(("training",), "points", "ok" if there else "missing", detail, "" if there else "set assign.points")
         ]
+    return _check_network(config, name, ("training",))
+
+
+def _check_network(config: Config, name: str, wanted: tuple[str, ...]) -> list[Finding]:
     path = RunPaths(config).prm_checkpoint
     if path.is_file():
-        return [Finding(("training",), "response network", "ok", str(path))]
+        return [Finding(wanted, "response network", "ok", str(path))]
     fix = "set prm.checkpoint to an existing file" if config.prm.checkpoint else f"cim prm {name}"
-    return [Finding(("training",), "response network", "missing", str(path), fix)]
+    return [Finding(wanted, "response network", "missing", str(path), fix)]
 
 
 def _stale(root: Path, dataset: Dataset, besides: Callable[[Record], str] | None = None) -> str:

@@ -62,6 +62,15 @@ class ProposalConfig(Section):
     min_area: float = Field(default=0.0008, ge=0, le=1)  # size limits, fractions of the picture
     max_area: float = Field(default=0.9, ge=0, le=1)
     sam_checkpoint: str | None = None  # hub name or folder, e.g. facebook/sam-vit-base
+    # what SAM is asked about: a grid of points, the peaks of the response network (it is trained first then), or both
+    prompts: Literal["grid", "peaks", "both"] = "grid"
+    sam_grid: PositiveInt | None = None  # points along a side; None: 32, beside peaks 8
+    peak_fraction: float = Field(default=0.3, ge=0, le=1)  # peaks that prompt: of the highest of a class in that photo
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the response network has its say, and so comes before the proposals."""
+        return self.method == "sam" and self.prompts != "grid"
 
 
 class PRMConfig(Section):

@@ -67,7 +67,8 @@ def train_prm(config: Config) -> Path:
     if finished and _is_first():
         tell_replaced(paths.prm_dir, dataset, "the response network", FRESH_RUN)
     elif _is_first():
-        remember_photos(paths.prm_dir, paths.proposals(config.data.train_split))
+        first = dataset if config.proposals.prompted else ()  # proposals come later
+        remember_photos(paths.prm_dir, paths.proposals(config.data.train_split), first)
     if prm.fit == "converge":
         if not _is_first():  # seconds of work: one process does it
             return paths.prm_dir / "final.pth"

@@ -98,7 +98,15 @@ class PhotoTable:
         Raises:
             CimError: it cannot be read or written.
         """
-        write_text(self.root / PHOTOS, _lines(PhotoTable(other).rows()))
+        self.begin(PhotoTable(other).rows())
+
+    def begin(self, rows: dict[str, PhotoFile]) -> None:
+        """Rows instead of those that are there.
+
+        Raises:
+            CimError: it cannot be written.
+        """
+        write_text(self.root / PHOTOS, _lines(rows))
 
     def replaced(
         self, records: Iterable[Record], besides: Callable[[Record], str] | None = None, renew: bool = False
@@ -182,14 +190,20 @@ def refuse_replaced(
         raise CimError(f"{store.kind} of photos as they were before", path=store.root, found=found, fix=fix)
 
 
-def remember_photos(run_dir: Path, proposals: Path) -> None:
+def remember_photos(run_dir: Path, proposals: Path, records: Iterable[Record] = ()) -> None:
     """Note which photos a training sees, as far as the proposals know them.
+
+    Args:
+        records: looked at where there are no proposals yet.
 
     Raises:
         CimError: it cannot be written.
     """
     if (proposals / PHOTOS).is_file():
         PhotoTable(run_dir).copy(proposals)
+    elif not (run_dir / PHOTOS).is_file():
+        seen = ((str(record.image_id), PhotoFile.of(record.path)) for record in records)
+        PhotoTable(run_dir).begin({image_id: photo for image_id, photo in seen if photo is not None})
 
 
 def tell_replaced(run_dir: Path, records: Iterable[Record], what: str, fix: str) -> None:

@@ -187,8 +187,11 @@ class Store:
         """
         self.entries.remove(entry_name(image_id, ending))
 
-    def load(self, image_id: int | str) -> dict[str, np.ndarray]:
+    def load(self, image_id: int | str, only: str | None = None) -> dict[str, np.ndarray]:
         """What :meth:`save` wrote.
+
+        Args:
+            only: the name of the one array that is wanted, if it is there; others are not decoded.
 
         Raises:
             CimError: missing or damaged.
@@ -199,7 +202,7 @@ class Store:
             if content is None:
                 raise CimError(f"no {self.kind} for image {image_id}", path=path)
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
+                arrays = {key: file[key] for key in file.files if only is None or key == only}
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("something beside arrays")
             return arrays
@@ -208,8 +211,9 @@ class Store:
         except Exception as error:  # zip, zlib, value, end of file: all mean a damaged file
             raise CimError(f"damaged {self.kind} file", path=path, found=error, fix=self.mend) from error
 
-    def save_regions(self, image_id: int | str, regions: RegionSet) -> None:
-        self.save(image_id, **regions.arrays())
+    def save_regions(self, image_id: int | str, regions: RegionSet, **kept: np.ndarray) -> None:
+        """Proposals of one image, and what else is ``kept`` with them."""
+        self.save(image_id, **regions.arrays(), **kept)
 
     def load_regions(self, image_id: int | str) -> RegionSet:
         entries, name = self.entries, entry_name(image_id)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from cim.config.build import build_dataset, proposer_options
+from cim.config.build import build_dataset
 from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.files import as_json
 from cim.datasets.base import Dataset
 from cim.engine.fit import distributed
-from cim.proposals.options import provenance
+from cim.prm.trained import proposal_provenance
 from cim.storage.photos import fresh, refuse_replaced, tags_of
 from cim.storage.published import (
     ClusterSource,
@@ -59,7 +59,8 @@ def open_artefacts(config: Config) -> tuple[RegionSource, ClusterSource | None]:
 
 
 def missing_stages(config: Config) -> list[str]:
-    """Stages to run before training, in order: "proposals", "prm" (trains the response network), "first_labels".
+    """Stages to run before training, in order: "proposals", "prm" (trains the response network), "first_labels"; where
+    the peaks of that network prompt the proposals, "prm" comes first.
 
     A stage counts as missing while any tagged image (with proposals, for first labels) lacks its artefact; but
     where proposals of another maker have gaps, COB's for example, these images are left out instead.
@@ -75,10 +76,14 @@ def missing_stages(config: Config) -> list[str]:
     missing = []
     if regions is None and config.data.dataset != "folder":
         raise CimError("no proposals for training", path=path, fix=_proposals_fix(config))
-    ours = regions is not None and regions.provenance == as_json(provenance(proposer_options(config.proposals), path))
+    prompted, trained = config.proposals.prompted, paths.prm_checkpoint.exists()
+    ours = False
+    if regions is not None and (trained or not prompted):
+        ours = regions.provenance == as_json(proposal_provenance(config, dataset, path))
     proposed = (lambda image_id: False) if regions is None else regions.seen()
-    if regions is None or (ours and not (all(map(proposed, tagged)) and fresh(path, dataset))):
-        missing.append("proposals")
+    besides = tags_of if prompted else None
+    if regions is None or (ours and not (all(map(proposed, tagged)) and fresh(path, dataset, besides))):
+        missing += ["prm", "proposals"] if prompted and not trained and config.prm.checkpoint is None else ["proposals"]
     if config.loss.first_labels:
         clusters = open_clusters(labels) if labels.exists() else None
         labelled = (lambda image_id: False) if clusters is None else clusters.seen()
@@ -89,7 +94,8 @@ def missing_stages(config: Config) -> list[str]:
             or not all(labelled(i) for i in tagged if proposed(i))
             or not fresh(labels, dataset, tags_of)
         ):
-            if config.prm.checkpoint is None and config.assign.points is None and not paths.prm_checkpoint.exists():
+            untrained = config.prm.checkpoint is None and config.assign.points is None and not trained
+            if untrained and "prm" not in missing:
                 missing.append("prm")
             missing.append("first_labels")
     return missing

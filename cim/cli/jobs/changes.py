@@ -48,23 +48,27 @@ def refuse_changes(config: Config, val: bool, refined: bool, learnt: bool = True
         CimError: of the first that would refuse; or the photos and tags cannot be used.
     """
     from cim.cli.learn.labels import check_labels
-    from cim.config.build import build_dataset, proposer_options
+    from cim.config.build import build_dataset
     from cim.config.run_paths import RunPaths
     from cim.inference.scores import check_scores
     from cim.labels.export import chosen_path, label_path
     from cim.mask_rcnn.train import check_mask_rcnn
     from cim.prm.train import check_prm
-    from cim.proposals.options import provenance
+    from cim.prm.trained import proposal_provenance
     from cim.storage.store import Store
     from cim.training.train import check_cim
 
     paths, train = RunPaths(config), config.data.train_split
     splits = [train, config.data.eval_split] if val else [train]
     dataset = build_dataset(config.data, train)
-    for split in splits:
-        made_from = provenance(proposer_options(config.proposals), paths.proposals(split))
-        Store.agreeing(paths.proposals(split), "regions", made_from)
-    if tagged:
+    prompted = config.proposals.prompted
+    if tagged and prompted:
+        check_prm(config, dataset)
+    if not prompted or (tagged and paths.prm_checkpoint.is_file()):
+        for split in splits:
+            made_from = proposal_provenance(config, dataset, paths.proposals(split))
+            Store.agreeing(paths.proposals(split), "regions", made_from)
+    if tagged and not prompted:
         check_prm(config, dataset)
     if not learnt:
         return

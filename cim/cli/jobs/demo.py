@@ -47,7 +47,8 @@ def _run(args: argparse.Namespace, run_dir: Path) -> int:
         "--seed",
         args.seed,
     )
-    stages = [pictures, *preparation(config, True, "pictures"), *cim(config), *baselines(config, mist)]
+    first = preparation(config, True, "pictures", prompted=settings[0].proposals.prompted)
+    stages = [pictures, *first, *cim(config), *baselines(config, mist)]
     stages += pseudo_labels(config, "pictures")
     stages += [stage("Mask R-CNN", "refine", config)] if args.refine else []
     stages += presentation(config, data_dir(run_dir, args) / "new")

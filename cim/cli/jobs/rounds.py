@@ -31,7 +31,7 @@ def has_other_tags(run_dir: Path, absent: str | None) -> bool:
     return _note(run_dir)["absent"] != absent
 
 
-def begin_round(run_dir: Path, digest: str | None, absent: str | None = None) -> None:
+def begin_round(run_dir: Path, digest: str | None, absent: str | None = None, prompted: bool = False) -> None:
     """Make room for what will be learnt from other knowledge; ``round_1``, ... in the run folder hold what was there.
 
     A call that was killed is finished by the next one.
@@ -40,6 +40,7 @@ def begin_round(run_dir: Path, digest: str | None, absent: str | None = None) ->
         digest: of what is known now (:attr:`cim.datasets.base.Dataset.known_digest`).
         absent: of the classes said to be absent, which are part of that; where these are others, the networks and
             features that depend on tags make room, too.
+        prompted: proposals are among these, since the response network says where they are looked for.
 
     Raises:
         CimError: a damaged note, or one that cannot be written.
@@ -47,7 +48,8 @@ def begin_round(run_dir: Path, digest: str | None, absent: str | None = None) ->
     before = _note(run_dir)
     if before["digest"] == digest:
         return
-    names = LEARNT if before["absent"] == absent else (*LEARNT, *OF_TAGS)
+    of_tags = (*OF_TAGS, "proposals") if prompted else OF_TAGS
+    names = LEARNT if before["absent"] == absent else (*LEARNT, *of_tags)
     number, there = int(before["round"]), [run_dir / name for name in names if (run_dir / name).exists()]
     aside = run_dir / f"round_{number + 1}"
     if there or aside.exists():

@@ -59,7 +59,8 @@ def _run(args: argparse.Namespace, refined: bool) -> int:
     if left_out["photos"]:
         settings.data.leave_out = str(args.output / LEFT_OUT)
     config, text = args.output / "config.yaml", config_text(settings)
-    stages = preparation(config, masks) + training(config, masks) + pseudo_labels(config)
+    first = preparation(config, masks, prompted=settings.proposals.prompted)
+    stages = first + training(config, masks) + pseudo_labels(config)
     if refined:
         stages.append(stage("Mask R-CNN", "refine", config, *([] if masks else ["--no-evaluation"])))
     stages += presentation(config, settings, masks)
@@ -72,7 +73,7 @@ def _run(args: argparse.Namespace, refined: bool) -> int:
         learnt, tagged = not is_new_round(args.output, known), not has_other_tags(args.output, absent)
         if code := ask([before], masks, refined, learnt=learnt, tagged=tagged):
             return code
-    begin_round(args.output, known, absent)
+    begin_round(args.output, known, absent, settings.proposals.prompted)
     write_json(args.output / LEFT_OUT, left_out, indent=1)
     write_text(config, text)
     run_stages(stages, args.output, inputs)

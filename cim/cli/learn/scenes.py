@@ -16,7 +16,7 @@ from cim.config.schema import Config
 from cim.core.locks import hold
 from cim.core.photo import read_photo
 from cim.inference.scores import evaluation_dir, find_checkpoint
-from cim.proposals.options import provenance
+from cim.prm.trained import peak_prompter, proposal_provenance
 from cim.proposals.stage import open_proposer
 from cim.storage.published import open_regions
 from cim.storage.store import Store
@@ -40,7 +40,7 @@ def _make(args: argparse.Namespace, config: Config, paths: RunPaths) -> int:
     made_from = {
         "classes": list(dataset.classes),
         "seed": args.seed,
-        "proposals": provenance(proposer_options(config.proposals)),
+        "proposals": proposal_provenance(config, dataset),
     }
     scenes = Scenes.create(paths.scenes, made_from | {"scores": scores.provenance}, args.overwrite, config.data.packed)
     there = scenes.store.seen()
@@ -49,10 +49,15 @@ def _make(args: argparse.Namespace, config: Config, paths: RunPaths) -> int:
         cutouts = certain_cutouts(dataset, regions, scores, read_photo)
         found = ", ".join(f"{dataset.classes[c]} {len(group)}" for c, group in sorted(cutouts.items()))
         print(f"photos with one certain instance: {found or 'none'}", file=sys.stderr)
-        propose = open_proposer(proposer_options(config.proposals), str(resolve_device(config.device)))
+        device = str(resolve_device(config.device))
+        propose, prompter = (
+            open_proposer(proposer_options(config.proposals), device),
+            peak_prompter(config, dataset, device),
+        )
     for number in tqdm(missing, desc="scenes", unit="scene", disable=not missing):
         rng = np.random.default_rng([args.seed, number])
         photo, labels, class_id, tags = draw_scene(dataset, cutouts, read_photo, rng)
-        scenes.save(number, photo, labels, propose(photo), class_id, tags)
+        proposed = propose(photo) if prompter is None else propose(photo, prompter(photo, tags))
+        scenes.save(number, photo, labels, proposed, class_id, tags)
     print(f"{len(scenes)} scenes: {paths.scenes}")
     return 0

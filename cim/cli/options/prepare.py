@@ -68,11 +68,19 @@ def proposals(target: argparse.ArgumentParser) -> None:
     target.add_argument("--weights", help="ImageNet weights file of the grouping cue (default: proposals.weights)")
     target.add_argument("--no-deep-features", action="store_true", help="group by colour and texture only")
     target.add_argument("--checkpoint", help="SAM checkpoint: hub name or folder (default: proposals.sam_checkpoint)")
+    target.add_argument(
+        "--prompts",
+        choices=("grid", "peaks", "both"),
+        help="what SAM is asked about (default: proposals.prompts, grid)",
+    )
     target.add_argument("--output", type=Path, help="store to write (default: where the config expects it)")
     target.add_argument("--export-mat", type=Path, metavar="FOLDER", help="also COB .mat files")
     target.add_argument("--mat-layout", choices=("voc", "coco"), default="voc", help="default: voc")
-    target.add_argument("--device", default="cpu", help="auto, cpu, cuda, ... (default: cpu, in every worker)")
+    target.add_argument(
+        "--device", help="auto, cpu, cuda, ... (default: cpu, in every worker; SAM: the config's device)"
+    )
     add_stage_args(target)
+    target.set_defaults(workers=None)  # one beside a GPU
 
 
 def import_(target: argparse.ArgumentParser) -> None:

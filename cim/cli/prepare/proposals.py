@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from cim.core.locks import hold
 from cim.core.parallel import run_stage
 from cim.datasets.base import Dataset, Record
 from cim.datasets.photo_files import PHOTO_SUFFIXES, photos_below
+from cim.prm.trained import PeakPrompter, peak_prompter
 from cim.proposals.options import provenance
 from cim.proposals.published_tree import refuse_shared_names
-from cim.proposals.stage import ProposalStage, open_proposer
+from cim.proposals.stage import ProposalStage, open_proposer, prompt_counts
 from cim.storage.photos import drop_replaced
 from cim.storage.store import Store
 
@@ -30,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.set) if args.config is not None else None
     settings, records, output, locked, unlisted = _task(args, config)
     with hold(locked):
-        return _make(args, settings, records, output, unlisted, config is not None and config.data.packed)
+        return _make(args, settings, records, output, unlisted, config)
 
 
 def _make(
@@ -39,30 +41,58 @@ def _make(
     records: Sequence[Record],
     output: Path,
     unlisted: list[CimError],
-    packed: bool,
+    config: Config | None,
 ) -> int:
-    device = str(resolve_device(args.device))
-    options = proposer_options(settings)
+    own = config.device if config is not None and settings.method == "sam" else "cpu"
+    device, packed = str(resolve_device(args.device or own)), config is not None and config.data.packed
+    options, prompter = proposer_options(settings), _prompter(settings, config, device)
     open_proposer(options, device)  # a missing package, checkpoint or weights file stops here, not in a worker
     if args.export_mat is not None:
         refuse_shared_names(records, args.export_mat)
         sweep(args.export_mat)
-    store = Store.create(output, "regions", provenance(options, output), args.overwrite, packed)
-    drop_replaced(store, records)
-    stage = ProposalStage(store, options, device, args.export_mat, args.mat_layout)
+    made_from = provenance(options, output, None if prompter is None else prompter.provenance())
+    store = Store.create(output, "regions", made_from, args.overwrite, packed)
+    tagged = config is not None and args.split in (None, config.data.train_split)
+    stage = ProposalStage(store, options, device, args.export_mat, args.mat_layout, prompter, tagged)
+    drop_replaced(store, records, stage.depends_on)
     waiting = stage.waiting(records)
     report = run_stage(
         stage,
         waiting,
         names=[str(record.path) for record in waiting],
         description=f"proposals ({settings.method})",
-        workers=args.workers,
+        workers=args.workers or (os.cpu_count() or 1 if device == "cpu" else 1),
         scheduler=args.scheduler,
     )
     report.failed |= {str(error.path): str(error) for error in unlisted}
     code = report.exit_code()
     print(f"{len(records) - len(waiting) + report.done} of {len(records)} photos have proposals: {output}")
+    if settings.method == "sam":
+        print(_told(prompt_counts(store, records, options), options.grid_side))
     return code
+
+
+def _prompter(settings: ProposalConfig, config: Config | None, device: str) -> PeakPrompter | None:
+    """What says where to look, if anything does.
+
+    Raises:
+        CimError: peaks are wanted, and there is no trained response network.
+    """
+    if not settings.prompted:
+        return None
+    if config is None:
+        raise CimError("peaks are those of a config's response network", expected="CONFIG instead of --images")
+    config = config.model_copy(update={"proposals": settings})
+    return peak_prompter(config, build_dataset(config.data, config.data.train_split), device)
+
+
+def _told(counts: Sequence[int], side: int) -> str:
+    """How often SAM was asked: what proposals cost, beside looking at each photo once."""
+    if not counts:
+        return "no prompts: no photo is done"
+    grid = f"{side} x {side} of them a grid" if side else "all of them peaks"
+    mean = sum(counts) / len(counts)
+    return f"{mean:.1f} prompts a photo (at least {min(counts)}, at most {max(counts)}), {grid}"
 
 
 def _task(
@@ -88,6 +118,7 @@ def _task(
         "max_proposals": args.max_proposals,
         "weights": args.weights,
         "sam_checkpoint": args.checkpoint,
+        "prompts": args.prompts,
         "deep_features": False if args.no_deep_features else None,
     }
     given = {key: value for key, value in given.items() if value is not None}
