@@ -83,7 +83,9 @@ def missing_stages(config: Config) -> list[str]:
     proposed = (lambda image_id: False) if regions is None else regions.seen()
     besides = tags_of if prompted else None
     if regions is None or (ours and not (all(map(proposed, tagged)) and fresh(path, dataset, besides))):
-        missing += ["prm", "proposals"] if prompted and not trained and config.prm.checkpoint is None else ["proposals"]
+        if prompted and not trained and config.prm.checkpoint is None:
+            missing.append("prm")
+        missing.append("proposals")
     if config.loss.first_labels:
         clusters = open_clusters(labels) if labels.exists() else None
         labelled = (lambda image_id: False) if clusters is None else clusters.seen()

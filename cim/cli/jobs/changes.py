@@ -61,7 +61,7 @@ def refuse_changes(config: Config, val: bool, refined: bool, learnt: bool = True
     paths, train = RunPaths(config), config.data.train_split
     splits = [train, config.data.eval_split] if val else [train]
     dataset = build_dataset(config.data, train)
-    prompted = config.proposals.prompted
+    prompted = config.proposals.prompted  # by the peaks of a network, which then comes first
     if tagged and prompted:
         check_prm(config, dataset)
     if not prompted or (tagged and paths.prm_checkpoint.is_file()):
