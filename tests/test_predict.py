@@ -112,8 +112,9 @@ def test_bad_checkpoints(run, tmp_path):
 def test_built_in_proposals(run, model):
     result = model.predict(run[0] / "000.png", score_threshold=0.0)
     assert len(result) > 0 and result.masks.any((1, 2)).all()
-    with pytest.raises(CimError, match="trained on sam proposals"):
-        networks.make_proposer(Config(name="n", work_dir="w", proposals={"method": "sam"}), torch.device("cpu"))
+    prompted = Config(name="n", work_dir="w", proposals={"method": "sam", "prompts": "peaks"})
+    with pytest.raises(CimError, match="no response network, whose peaks say where to look"):
+        networks.make_proposer(prompted, torch.device("cpu"))
 
 
 def test_weights_that_have_moved(run, monkeypatch):

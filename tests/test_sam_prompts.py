@@ -15,6 +15,7 @@ import torch
 import yaml
 from tiny_sam import save_tiny
 
+import cim
 from cim.cli.flow import preparation
 from cim.cli.jobs.changes import refuse_changes
 from cim.cli.main import main
@@ -264,6 +265,8 @@ def test_a_whole_job_whose_peaks_prompt_and_the_same_command_again(job: Path, ca
     stages = list(json.loads((folder / "job" / "stages.json").read_text()))
     assert stages[:3] == ["response network (PRM)", "proposals", "first labels"]
     assert (folder / "job" / "report.html").is_file()
+    photo = next((folder / "drawn" / "images" / "train").iterdir())
+    assert len(cim.load_model(folder / "job", "cpu").predict(photo, score_threshold=0)) > 0
     made = (folder / "job" / "stages.json").stat().st_mtime_ns
     assert main(command) == 0
     assert (folder / "job" / "stages.json").stat().st_mtime_ns == made

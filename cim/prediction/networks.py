@@ -14,6 +14,7 @@ import torch
 
 from cim.config.build import proposer_options
 from cim.config.device import resolve_device
+from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.regions import RegionSet
@@ -23,6 +24,7 @@ from cim.inference.detections import Selection
 from cim.inference.scores import Trained, score_proposals, trained_model
 from cim.inference.selection import select
 from cim.prediction.predict import Detector, Question, photos_alone
+from cim.prm.trained import PeakPrompter
 from cim.proposals.stage import Proposer, open_proposer
 
 
@@ -45,17 +47,20 @@ def open_checkpoint(path: Path, device: str, weights: str | Path | None = None) 
 
 
 def make_proposer(config: Config, device: torch.device) -> Proposer:
-    """The built-in proposals with the settings that the network was trained with.
+    """Proposals with the settings that the network was trained with.
 
     Raises:
-        CimError: the network was trained on proposals that this project cannot make by itself.
+        CimError: weights or a checkpoint that cannot be had; peaks prompt them, and their network is not there.
     """
-    settings = config.proposals
-    if settings.method != "grouping":
-        raise CimError(
-            f"this network was trained on {settings.method} proposals", fix="pass regions= to predict, or retrain"
-        )
-    return open_proposer(proposer_options(settings), str(device))
+    prompted, path = config.proposals.prompted, RunPaths(config).prm_checkpoint
+    if prompted and not path.is_file():
+        fix = "put it back, or pass regions= to predict"
+        raise CimError("no response network, whose peaks say where to look for proposals", path=path, fix=fix)
+    propose = open_proposer(proposer_options(config.proposals), str(device))
+    if not prompted:
+        return propose
+    prompter = PeakPrompter(path, config.prm.image_size, config.proposals.peak_fraction, str(device))
+    return lambda photo: propose(photo, prompter(photo, ()))
 
 
 @dataclass(frozen=True, eq=False)
