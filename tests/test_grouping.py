@@ -17,13 +17,14 @@ from cim.core.errors import CimError
 from cim.core.photo import photo_size, read_photo
 from cim.proposals.cob import read_cob
 from cim.proposals.frame import enlarge, shrink
+from cim.proposals.grouping.cuts import cut_apart
 from cim.proposals.grouping.deep import TrunkFeatures
 from cim.proposals.grouping.hierarchy import distinct, grow_trees, tree_regions
 from cim.proposals.grouping.propose import GroupingOptions, propose
 from cim.proposals.grouping.ranking import diverse_order, object_cues
-from cim.proposals.grouping.superpixels import _sampler, make_superpixels, segment_means
+from cim.proposals.grouping.superpixels import Superpixels, _sampler, make_superpixels, segment_means
 from cim.proposals.options import ProposerOptions, provenance
-from cim.proposals.stage import ProposalStage
+from cim.proposals.stage import ProposalStage, open_proposer
 from cim.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,6 +118,92 @@ def test_every_tree_holds_all_merges() -> None:
         for node, (left, right) in zip(range(len(sp), len(parents) - 1), children, strict=True):
             assert (regions[node] == (regions[left] | regions[right])).all()
             assert not (regions[left] & regions[right]).any()
+
+
+def grid_of_segments(columns: int, rows: int) -> Superpixels:
+    """Square segments of 4 x 4 pixels, all boundaries alike."""
+    labels = np.arange(rows * columns).reshape(rows, columns)
+    pairs = np.concatenate(
+        [np.c_[labels[:, :-1].ravel(), labels[:, 1:].ravel()], np.c_[labels[:-1].ravel(), labels[1:].ravel()]]
+    )
+    even = np.ones(len(pairs))
+    pixels = labels.repeat(4, 0).repeat(4, 1)
+    size = labels.size
+    return Superpixels(pixels, np.full(size, 16.0), np.zeros((size, 4)), *pairs.T, 4 * even, even, {}, np.zeros(size))
+
+
+def test_a_region_is_cut_at_its_neck() -> None:
+    sp = grid_of_segments(9, 4)
+    region = np.ones((4, 9), bool)
+    region[[0, 1, 3], 4] = False  # two blocks of 4 x 4 segments, joined by one
+    left = np.zeros((4, 9), bool)
+    left[:, :4] = True
+    halves = cut_apart(sp, region.reshape(1, -1))
+    assert halves.shape == (2, 36)
+    assert (halves.sum(0) == region.ravel()).all()
+    assert min((half ^ left.ravel()).sum() for half in halves) <= 1  # the neck itself may go either way
+
+
+def test_a_region_is_cut_along_a_contour() -> None:
+    sp = grid_of_segments(6, 4)
+    column = np.arange(24) % 6
+    sp.edge[(column[sp.source] == 1) & (column[sp.target] == 2)] = 8
+    halves = cut_apart(sp, np.ones((1, 24), bool))
+    assert {frozenset(np.flatnonzero(half)) for half in halves} == {
+        frozenset(np.flatnonzero(column < 2)),
+        frozenset(np.flatnonzero(column >= 2)),
+    }
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_a_cut_is_better_than_cuts_at_random(seed: int) -> None:
+    """Normalised cut, written out, of the halves and of 20 random partings in two."""
+    rng = np.random.default_rng(seed)
+    sp = grid_of_segments(5, 4)
+    sp.edge[:] = rng.random(len(sp.edge)) * 3
+    held = np.zeros((20, 20))
+    for a, b, length, edge in zip(sp.source, sp.target, sp.length, sp.edge, strict=True):
+        held[a, b] = held[b, a] = length * np.exp(-edge / np.median(sp.edge))
+
+    def cost(side: np.ndarray) -> float:
+        across = sum(held[a, b] for a in range(20) for b in range(20) if side[a] and not side[b])
+        return across / held[side].sum() + across / held[~side].sum()
+
+    one, two = cut_apart(sp, np.ones((1, 20), bool))
+    assert (one ^ two).all()
+    others = [rng.permutation(20) < rng.integers(5, 15) for _ in range(20)]
+    assert cost(one) <= min(map(cost, others))
+
+
+def test_what_cannot_be_cut_is_left_out() -> None:
+    sp = grid_of_segments(6, 4)
+    few = np.arange(24) < 5
+    alone = np.isin(np.arange(24), [0, 1, 2, 6, 7, 8, 23])  # a segment that touches none of the others
+    assert cut_apart(sp, np.stack([few, alone])).shape == (0, 24)
+    assert cut_apart(sp, np.zeros((0, 24), bool)).shape == (0, 24)
+
+
+def test_cuts_join_the_other_proposals() -> None:
+    photo, _ = scene()
+    cut = propose(photo, GroupingOptions(5000, cuts=60), maps_of)
+    plain = propose(photo, GroupingOptions(5000), maps_of)
+    assert len(cut) > len(plain)
+    ours = cut.iou_with_masks(plain.masks()).max(1)
+    assert (ours > 0.89).all()  # each is there, or a near-duplicate of better score
+
+
+def test_stores_with_and_without_cuts_are_told_apart() -> None:
+    plain, cut = (provenance(ProposerOptions(deep_features=False, cuts=cuts)) for cuts in (0, 60))
+    assert cut == {**plain, "cuts": 60} and "cuts" not in plain
+
+
+def test_the_setting_reaches_the_maker() -> None:
+    photo, _ = scene()
+    found = open_proposer(ProposerOptions(max_proposals=5000, deep_features=False, cuts=60))(photo)
+    assert (
+        len(found) == len(propose(photo, GroupingOptions(5000, cuts=60))) > len(propose(photo, GroupingOptions(5000)))
+    )
 
 
 def test_segment_means_of_a_resampled_map() -> None:

@@ -61,6 +61,7 @@ class ProposalConfig(Section):
     weights: str | None = None  # its file; None: the library's own ImageNet weights
     min_area: float = Field(default=0.0008, ge=0, le=1)  # size limits, fractions of the picture
     max_area: float = Field(default=0.9, ge=0, le=1)
+    cuts: NonNegativeInt = 0  # so many of the best regions are also cut in two where they hold together least
     sam_checkpoint: str | None = None  # hub name or folder, e.g. facebook/sam-vit-base
     # what SAM is asked about: a grid of points, the peaks of the response network (it is trained first then), or both
     prompts: Literal["grid", "peaks", "both"] = "grid"

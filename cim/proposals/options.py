@@ -21,6 +21,7 @@ class ProposerOptions:
         deep_features: group with the maps of an ImageNet trunk as well as with colour and texture.
         backbone, weights: that trunk and its file (None: the library's own).
         min_area, max_area: size limits, fractions of the picture.
+        cuts: of grouping, see :class:`cim.proposals.grouping.propose.GroupingOptions`.
         sam_checkpoint: hub name or folder.
         prompts: points that SAM is asked about: a "grid", the response network's "peaks", or "both".
         sam_grid: points along a side of the grid; None: 32, beside peaks 8.
@@ -34,6 +35,7 @@ class ProposerOptions:
     weights: str | None = None
     min_area: float = 0.0008
     max_area: float = 0.9
+    cuts: int = 0
     sam_checkpoint: str | None = None
     prompts: str = "grid"
     sam_grid: int | None = None
@@ -71,7 +73,8 @@ def provenance(
 def _grouping(options: ProposerOptions) -> dict[str, Any]:
     cue = options.backbone if options.deep_features else None
     weights = {"weights": weights_named(options.weights)} if options.deep_features else {}
-    return {"maker": "cim grouping", "deep_features": cue, **weights, "trained_on_masks": False}
+    cuts = {"cuts": options.cuts} if options.cuts else {}  # which did not exist at first
+    return {"maker": "cim grouping", "deep_features": cue, **weights, **cuts, "trained_on_masks": False}
 
 
 def _sam(options: ProposerOptions) -> dict[str, Any]:

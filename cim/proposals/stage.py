@@ -127,7 +127,9 @@ def _grouping(options: ProposerOptions, device: str) -> Proposer:
     features = None
     if options.deep_features:
         features = TrunkFeatures(options.backbone, options.weights, device=device)
-    limits = GroupingOptions(options.max_proposals, min_area=options.min_area, max_area=options.max_area)
+    limits = GroupingOptions(
+        options.max_proposals, min_area=options.min_area, max_area=options.max_area, cuts=options.cuts
+    )
     return partial(propose, options=limits, features=features)
 
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from cim.core.regions import RegionSet
 from cim.proposals.frame import enlarge, shrink
+from cim.proposals.grouping.cuts import cut_apart
 from cim.proposals.grouping.deep import FeatureMaps
 from cim.proposals.grouping.hierarchy import distinct, grow_trees, tree_regions
 from cim.proposals.grouping.ranking import diverse_order, object_cues, objectness
-from cim.proposals.grouping.superpixels import make_superpixels
+from cim.proposals.grouping.superpixels import Superpixels, make_superpixels
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class GroupingOptions:
         superpixels: segments at most.
         max_iou: a region that overlaps a better one more than this is a duplicate.
         min_area, max_area: size limits, fractions of the picture.
+        cuts: so many of the best regions are cut in two as well; 0: none.
     """
 
     max_proposals: int = 1000
@@ -36,6 +38,7 @@ class GroupingOptions:
     max_iou: float = 0.9
     min_area: float = 0.0008
     max_area: float = 0.9
+    cuts: int = 0
 
 
 _DEFAULT = GroupingOptions()
@@ -65,9 +68,19 @@ def propose(image: np.ndarray, options: GroupingOptions = _DEFAULT, features: Fe
     sp = make_superpixels(small, options.superpixels, () if features is None else features(image))
     trees = grow_trees(sp)
     regions = np.concatenate([np.zeros((0, len(sp)), bool), *(tree_regions(tree) for tree in trees)])
-    share = regions @ sp.areas / sp.areas.sum()
-    regions = distinct(regions[(share >= options.min_area) & (share <= options.max_area)])
+    regions = distinct(_of_fair_size(sp, regions, options))
     score = objectness(object_cues(sp, regions))
+    if options.cuts:
+        best = np.argsort(-score, kind="stable")[: options.cuts]
+        halves = _of_fair_size(sp, cut_apart(sp, regions[best]), options)
+        known = len(regions)
+        regions = distinct(np.concatenate([regions, halves]))
+        score = np.concatenate([score, objectness(object_cues(sp, regions[known:]))])
     order = diverse_order(sp, regions, score, options.max_iou, options.max_proposals)
     atoms = enlarge(sp.labels, image.shape[:2])
     return RegionSet(atoms, regions[order], score[order].astype(np.float32)).compact()
+
+
+def _of_fair_size(sp: Superpixels, regions: np.ndarray, options: GroupingOptions) -> np.ndarray:
+    share = regions @ sp.areas / sp.areas.sum()
+    return regions[(share >= options.min_area) & (share <= options.max_area)]
