@@ -14,6 +14,12 @@ def die(item: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def wait_long(number: int, folder: Path) -> None:
+    """A file named after the process, which then sleeps."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(100)
+
+
 def write_then_die_once(number: int, folder: Path) -> None:
     """A file named after the number; the first process that comes to number 5 is killed."""
     time.sleep(0.02)

@@ -33,7 +33,6 @@ HEAVY = (
     "scipy",
     "pydantic",
     "yaml",
-    "joblib",
     "matplotlib",
     "argcomplete",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,8 +21,9 @@ from test_prepare_tools import call, masks_of, save_json, save_mat
 
 from cim.cli.main import main
 from cim.cli.prepare import proposals
+from cim.core import parallel
 from cim.core.errors import CimError
-from cim.core.parallel import StageReport, run_stage
+from cim.core.parallel import StageReport, map_in_order, run_stage
 from cim.datasets.base import Record
 from cim.proposals.stage import ProposalStage
 from cim.storage.published import read_pickle
@@ -51,6 +53,100 @@ def test_a_bad_item_harms_no_other(tmp_path, workers, caplog):
     assert caplog.messages[-1] == "3 of 8 failed, the others are done"
     processes = {int(p.read_text()) for p in tmp_path.iterdir()}
     assert (os.getpid() in processes) == (workers == 1)
+
+
+def half(number: int) -> float:
+    time.sleep(0.05 if number == 0 else 0)  # the first is done last
+    return number / 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_items_and_few_are_read_ahead(workers):
+    taken = []
+
+    def items():
+        for number in range(200):
+            taken.append(number)
+            yield number
+
+    results = map_in_order(half, items(), workers)
+    assert [next(results) for _ in range(3)] == [0, 0.5, 1]
+    assert len(taken) < 20
+    assert list(results) == [number / 2 for number in range(3, 200)] and len(taken) == 200
+
+
+def threads(_: int) -> list[int]:
+    import torch
+    from threadpoolctl import threadpool_info
+
+    return [torch.get_num_threads(), *(library["num_threads"] for library in threadpool_info())]
+
+
+def start_of_workers(monkeypatch, method: str) -> None:
+    monkeypatch.setattr(parallel, "_context", lambda: multiprocessing.get_context(method))
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_however_workers_start_each_computes_in_one_thread(monkeypatch, tmp_path, method):
+    torch = pytest.importorskip("torch")
+    start_of_workers(monkeypatch, method)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        torch.rand(300, 300) @ torch.rand(300, 300)  # so that the parent's threads are there when it is forked
+        (found,) = map_in_order(threads, [0], 2)
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) > 1 and set(found) == {1}
+    report = run_stage(partial(touch, folder=tmp_path), range(8), workers=2)
+    assert report.done == 5 and len(report.failed) == 3
+
+
+def test_workers_are_not_forked_once_cuda_is_in_use(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert parallel._context().get_start_method() == ("fork" if sys.platform == "linux" else "spawn")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert parallel._context().get_start_method() == "spawn"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, method):
+    code = f"""
+import multiprocessing, sys
+from functools import partial
+from pathlib import Path
+from cim.core import parallel
+from dying import wait_long
+if __name__ == "__main__":
+    parallel._context = lambda: multiprocessing.get_context({method!r})
+    parallel.run_stage(partial(wait_long, folder=Path(sys.argv[1])), range(9), workers=2)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    try:
+        patiently(lambda: len(list(tmp_path.iterdir())) == 2)
+    finally:
+        process.kill()
+        process.wait()
+    for pid in [path.name for path in tmp_path.iterdir()]:
+        patiently(lambda: gone(pid))  # noqa: B023
+
+
+def gone(pid: str) -> bool:
+    """Whether a process has ended, waited for or not."""
+    try:
+        return ") Z" in Path("/proc", pid, "stat").read_text()
+    except OSError:
+        return True
+
+
+def patiently(what, seconds: float = 90) -> None:
+    """Until ``what()`` is true."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.05)
 
 
 def test_nothing_to_do():

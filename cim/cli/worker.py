@@ -75,13 +75,8 @@ def run_apart(words: Sequence[str], start: Start = cim_command) -> int:
 def _guarded(start: Start, words: list[str], environment: Mapping[str, str]) -> None:
     _die_with_parent()
     os.environ.update(environment)  # the server's is that of its start
-    from cim.core.parallel import close_workers  # joblib; the process that only waits does without
-
-    try:
-        with join():
-            start(words)
-    finally:
-        close_workers()
+    with join():
+        start(words)
 
 
 def _die_with_parent() -> None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from multiprocessing.context import BaseContext
+from typing import Any, TypeVar
 
-import joblib
-from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
 from cim.core.errors import CimError, StorageError
@@ -20,6 +27,10 @@ logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 10  # how long a Dask scheduler may take to answer, or to have a worker
 _AHEAD = 500  # tasks that a Dask scheduler knows of at a time
 _PATIENCE = 20  # seconds without a result after which it is asked whether it still has workers
+_EACH = 4  # tasks that wait for every local process, so that none has to
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -53,7 +64,7 @@ def run_stage(
         function: picklable; writes its own artefact, returns nothing. Other exceptions are bugs and propagate.
         items: what is still to do.
         names: how failures are listed (default: ``str(item)``).
-        workers: local processes; 1 runs in this process.
+        workers: local processes at most; 1 runs in this process.
         scheduler: address of a Dask scheduler; runs there instead (needs ``dask.distributed``).
 
     Raises:
@@ -63,7 +74,7 @@ def run_stage(
     """
     names = [str(item) for item in items] if names is None else list(names)
     report, messages = StageReport(), {}
-    outcomes = _outcomes(function, enumerate(items), workers, scheduler)
+    outcomes = _outcomes(function, enumerate(items), min(workers, len(items)), scheduler)
     for index, message in tqdm(outcomes, total=len(items), desc=description, unit="image", leave=True):
         if message is None:
             report.done += 1
@@ -75,45 +86,120 @@ def run_stage(
     return report
 
 
-def close_workers() -> None:
-    """End the worker processes that joblib keeps for the next stage; a process that was forked must do so to end."""
-    get_reusable_executor(max_workers=1, reuse=True).shutdown(wait=True, kill_workers=True)
+def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """``function`` of every item, in their order, by ``workers`` processes; few items are read ahead.
+
+    Raises:
+        CimError: a worker was killed.
+    """
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    with _pool(function, workers) as submit:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(submit(item))
+            if len(waiting) > _EACH * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _map_as_done(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """The same, each as soon as it is there."""
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    with _pool(function, workers) as submit:
+        pending: set[Future[Result]] = set()
+        for item in items:
+            pending.add(submit(item))
+            if len(pending) > _EACH * workers:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
 
 
 def _outcomes(
     function: Callable[[Any], None], numbered: Iterable[tuple[int, Any]], workers: int, scheduler: str | None
 ) -> Iterator[tuple[int, str | None]]:
     if scheduler is not None:
-        yield from _on_dask(function, numbered, scheduler)
-    elif workers <= 1:
-        yield from (_guarded(function, pair) for pair in numbered)
-    else:
-        parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size="auto")
-        with killed_worker_told():
-            yield from parallel(joblib.delayed(_guarded)(function, pair) for pair in numbered)
+        return _on_dask(function, numbered, scheduler)
+    return _map_as_done(partial(_guarded, function), numbered, workers)
+
+
+# ---------------------------------------------------------------------- local processes
 
 
 @contextlib.contextmanager
-def killed_worker_told() -> Iterator[None]:
-    """For blocks that wait for joblib's processes: joblib ends them all when one of them is killed.
+def _pool(function: Callable[[Item], Result], workers: int) -> Iterator[Callable[[Item], Future[Result]]]:
+    """Processes that know ``function``; gives what hands them an item. They are gone when the block is left.
 
     Raises:
-        CimError: one was killed.
+        CimError: one of them was killed; then all are ended.
     """
+    executor = ProcessPoolExecutor(workers, _context(), _begin, (function,))
     try:
-        yield
+        yield partial(executor.submit, _call)
     except BrokenProcessPool as error:
         fix = "the same command continues; with --workers 1 it needs least memory"
         raise CimError("a worker process was killed (no memory?)", fix=fix) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _context() -> BaseContext:
+    """How local processes start. Forked ones are there at once, with all libraries loaded; new interpreters take
+    seconds. But only Linux's libraries bear being forked, and CUDA does not once it is in use."""
+    torch = sys.modules.get("torch")  # who has not loaded it has not begun with CUDA
+    fork = sys.platform == "linux" and not (torch is not None and torch.cuda.is_initialized())
+    return multiprocessing.get_context("fork" if fork else "spawn")
+
+
+_work: list[Callable[[Any], Any]] = []
+"""In a worker process: its function, which need not come with every item."""
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    """First thing in a worker: it computes in one thread, since there is a process for every core (and since threads
+    that the parent had are not there in a fork), and lives no longer than its parent."""
+    import threadpoolctl  # here, because its parent can do without
+
+    threadpoolctl.threadpool_limits(1)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+    if (cv2 := sys.modules.get("cv2")) is not None:
+        cv2.setNumThreads(0)
+    for number in (signal.SIGINT, signal.SIGTERM):  # quietly, whatever the parent does then
+        signal.signal(number, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _work.append(function)
+
+
+def _call(item: Any) -> Any:
+    return _work[0](item)
+
+
+def _end_with_parent() -> None:
+    """Even where the parent was killed and could not say so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+# ---------------------------------------------------------------------- many machines
 
 
 def _on_dask(
     function: Callable[[Any], None], numbered: Iterable[tuple[int, Any]], address: str
 ) -> Iterator[tuple[int, str | None]]:
-    """What a killed worker had under way, Dask does again elsewhere. joblib's Dask backend is no help: it takes a
-    cancelled task for a result, and waits for ever where the scheduler forgot one."""
+    """What a killed worker had under way, Dask does again elsewhere."""
     try:
-        from dask.distributed import CancelledError, Client, KilledWorker, TimeoutError, wait
+        from dask.distributed import CancelledError, Client, KilledWorker, TimeoutError
+        from dask.distributed import wait as wait_for
     except ImportError:
         raise CimError("--scheduler needs Dask", fix="pip install 'cim[cluster]'") from None
     with contextlib.ExitStack() as stack:
@@ -132,7 +218,7 @@ def _on_dask(
                 if not pending:
                     return
                 with contextlib.suppress(TimeoutError):
-                    done, pending = wait(pending, timeout=_PATIENCE, return_when="FIRST_COMPLETED")
+                    done, pending = wait_for(pending, timeout=_PATIENCE, return_when="FIRST_COMPLETED")
                     yield from (future.result() for future in done)
                     continue
                 if not client.ncores():  # nobody is at work any more

@@ -6,17 +6,17 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import joblib
 import numpy as np
 from tqdm import tqdm
 
 from cim.config.schema import InferConfig
 from cim.core.errors import CimError
 from cim.core.files import as_json, atomic, read_json, write_json
-from cim.core.parallel import killed_worker_told
+from cim.core.parallel import map_in_order
 from cim.core.regions import RegionSet
 from cim.core.types import Instances
 from cim.datasets.base import Dataset, Record
@@ -122,25 +122,15 @@ def select_dataset(
         doubts: also say of every result how well separate regions inside it score (``members``, see
             :func:`cim.mining.groups.member_strength`), and whether it is surely one whole instance (``certain``, see
             :func:`cim.training.scenes.certain_instance`).
-        workers: processes.
+        workers: processes at most.
 
     Raises:
         CimError: no scores, no proposals, or scores of other proposals, for the first such image; a worker was killed.
     """
 
-    def one(record: Record) -> list[dict[str, Any]]:
-        return _select_image(dataset, source, scores, selection, record, tagged_classes_only, known, doubts)
-
-    if workers <= 1 or len(dataset) < 2:
-        yield from map(one, dataset)
-        return
     slim = replace(dataset, records=())  # the records travel one by one
-    parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size="auto", pre_dispatch="4*n_jobs")
-    with killed_worker_told():
-        yield from parallel(
-            joblib.delayed(_select_image)(slim, source, scores, selection, record, tagged_classes_only, known, doubts)
-            for record in dataset
-        )
+    one = partial(_select_image, slim, source, scores, selection, tagged_classes_only, known, doubts)
+    yield from map_in_order(one, dataset, min(workers, len(dataset)))
 
 
 def _select_image(
@@ -148,10 +138,10 @@ def _select_image(
     source: RegionSource,
     scores: ScoreSource,
     selection: Selection,
-    record: Record,
     tagged_classes_only: bool,
     known: bool,
     doubts: bool,
+    record: Record,
 ) -> list[dict[str, Any]]:
     regions = with_masks(source.load(record.image_id), record.image_id)
     values = scores.load(record.image_id)

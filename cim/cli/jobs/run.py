@@ -21,7 +21,7 @@ from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.files import file_state, read_json, write_json, write_text
 from cim.core.locks import hold
-from cim.core.parallel import close_workers, run_stage
+from cim.core.parallel import run_stage
 from cim.core.photo import read_photo
 from cim.datasets.base import Dataset
 from cim.datasets.folder import listed_photos, open_folder
@@ -173,11 +173,9 @@ def unreadable_photos(args: argparse.Namespace, inputs: str) -> dict[str, Any]:
 
 def undecodable(photos: Sequence[Path], title: str) -> dict[str, str]:
     """Path -> what is wrong, of the photos that cannot be read to the last pixel."""
-    workers = min(os.cpu_count() or 1, 1 + len(photos) // 200)  # a process takes as long to start as 200 photos do
-    try:
-        return run_stage(_decode, photos, description=f"looking at the {title}", workers=workers).failed
-    finally:
-        close_workers()
+    # Where processes are not forked, one takes as long to start as 200 photos do.
+    workers = min(os.cpu_count() or 1, 1 + len(photos) // 200)
+    return run_stage(_decode, photos, description=f"looking at the {title}", workers=workers).failed
 
 
 def _decode(photo: Path) -> None:
