@@ -142,7 +142,7 @@ def _pool(function: Callable[[Item], Result], workers: int) -> Iterator[Callable
     """
     executor = ProcessPoolExecutor(workers, _context(), _begin, (function,))
     try:
-        yield partial(executor.submit, _call)
+        yield lambda item: executor.submit(_call, item)
     except BrokenProcessPool as error:
         fix = "the same command continues; with --workers 1 it needs least memory"
         raise CimError("a worker process was killed (no memory?)", fix=fix) from error
