@@ -71,18 +71,22 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """Of ids, sizes and tags: by which version 0.1 told data sets apart."""
-        return self._digest(sorted((str(record.image_id), record.size, record.tags) for record in self.records))
+        return self._digest(lambda record: (str(record.image_id), record.size, record.tags))
 
     @cached_property
     def tags_digest(self) -> str:
         """Of ids and tags: what a network trained on this data set depends on, apart from the photos themselves."""
-        return self._digest(sorted((str(record.image_id), record.tags) for record in self.records))
+        return self._digest(lambda record: (str(record.image_id), record.tags))
 
-    def _digest(self, listed: list[Any]) -> str:
-        """Of json.dumps([classes, listed])."""
+    def _digest(self, said: Callable[[Record], tuple[Any, ...]]) -> str:
+        """Of json.dumps([classes, listed]), where listed is what is said of all records, sorted; its first word is the
+        id, and few records are there at a time."""
+        ids = [str(record.image_id) for record in self.records]
+        order = sorted(range(len(ids)), key=ids.__getitem__)
         digest = hashlib.sha256(f"[{json.dumps(self.classes)}, [".encode())
-        for start in range(0, len(listed), _BLOCK):
-            digest.update(f"{', ' if start else ''}{json.dumps(listed[start : start + _BLOCK])[1:-1]}".encode())
+        for start in range(0, len(order), _BLOCK):
+            listed = [said(self.records[index]) for index in order[start : start + _BLOCK]]
+            digest.update(f"{', ' if start else ''}{json.dumps(listed)[1:-1]}".encode())
         digest.update(b"]]")
         return digest.hexdigest()[:16]
 
