@@ -3,14 +3,19 @@
     git worktree add ../cim-0.1 74ebedd
     python benchmarks/startup.py --old ../cim-0.1 --pairs 3            # a small demo: start-up is most of it
     python benchmarks/startup.py --old ../cim-0.1 --pairs 1 --full     # the demo as people run it
+    python benchmarks/startup.py --stages --full                       # what of every stage is start-up still
 
 Both run with this interpreter, in turn, on the same pictures; the ratio is taken pair by pair, because machines drift.
-Then the time to answer ``--help``, and what is left of start-up: the seconds that a stage's process takes to begin.
+Then the time to answer ``--help``. ``--stages`` runs today's demo alone and prints a row for every stage: seconds, of
+them those until its process began; processor seconds of that process and of its workers, of them those of imports.
+(Of a loader's workers the processor seconds are not counted: the loader ends them without waiting.)
 """
 
 from __future__ import annotations
 
 import argparse
+import builtins
+import importlib
 import json
 import os
 import shutil
@@ -23,6 +28,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cim.cli import flow
+from cim.cli.main import main as cim
+from cim.cli.worker import cim_command, run_apart
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     *("--train", "24", "--val", "8", "--set", "prm.epochs=2", "train.updates=10", "train.step=[]"),
@@ -32,15 +41,26 @@ SMALL = [
 
 def get_parser() -> argparse.ArgumentParser:
     target = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    target.add_argument("--old", type=Path, required=True, help="a checkout of version 0.1")
+    target.add_argument("--old", type=Path, help="a checkout of version 0.1")
     target.add_argument("--pairs", type=int, default=3, help="runs of each (default: 3)")
     target.add_argument("--full", action="store_true", help="the whole demo instead of a small one")
+    target.add_argument("--stages", action="store_true", help="today's demo alone, stage by stage")
     return target
 
 
 def main() -> None:
     args = get_parser().parse_args()
     options = [] if args.full else SMALL
+    if args.stages:
+        print_stages(options)
+    elif args.old is None:
+        raise SystemExit("either --old FOLDER or --stages")
+    else:
+        compare(args, options)
+
+
+def compare(args: argparse.Namespace, options: list[str]) -> None:
+    """Both versions, in turn."""
     commands = {
         "0.1": (args.old, [sys.executable, str(args.old / "tools" / "demo.py")]),
         "now": (ROOT, [sys.executable, "-m", "cim", "demo"]),
@@ -80,6 +100,62 @@ def timed(command: list[str], options: list[str], home: Path) -> tuple[float, di
         return time.perf_counter() - began, json.loads((folder / "demo" / "timings.json").read_text())
     finally:
         shutil.rmtree(folder)
+
+
+# ---------------------------------------------------------------------- stage by stage
+
+
+def print_stages(options: list[str]) -> None:
+    """Run the demo; a row for every stage."""
+    rows: list[dict[str, float | str]] = []
+
+    def apart(words, start):
+        """What the flow calls for every stage."""
+        os.environ["CIM_NOTE"], os.environ["CIM_ASKED"] = str(folder / "note.json"), str(time.monotonic())
+        began = time.perf_counter()
+        code = run_apart(words, measured)
+        seconds = time.perf_counter() - began
+        rows.append({"stage": f"cim {words[0]}", "s": seconds, **json.loads((folder / "note.json").read_text())})
+        return code
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        flow.run_apart = apart
+        cim(["demo", "--output", str(folder / "demo"), *options])
+    columns = ("s", "to_begin", "cpu", "workers", "imports")
+    print("\n| stage | s | of it until it begins | processor s | workers' | of its own for imports |")
+    print("|---|" + "--:|" * len(columns))
+    for row in rows:
+        print(f"| `{row['stage']}` | " + " | ".join(f"{row[column]:.1f}" for column in columns) + " |")
+    print("| all | " + " | ".join(f"{sum(row[column] for row in rows):.1f}" for column in columns) + " |")
+
+
+def measured(words: list[str]) -> None:
+    """A command of ``cim`` that leaves a note of what it took, in the file that CIM_NOTE names."""
+    note = {"to_begin": time.monotonic() - float(os.environ["CIM_ASKED"]), "imports": 0.0}
+    depth = 0
+
+    def timing(function):
+        def timed(*args, **options):
+            nonlocal depth
+            depth, began = depth + 1, time.process_time()
+            try:
+                return function(*args, **options)
+            finally:
+                depth -= 1
+                note["imports"] += 0 if depth else time.process_time() - began
+
+        return timed
+
+    plain = builtins.__import__, importlib.import_module
+    builtins.__import__, importlib.import_module = timing(plain[0]), timing(plain[1])
+    try:
+        cim_command(words)
+    finally:
+        builtins.__import__, importlib.import_module = plain
+        spent = os.times()
+        note |= {"cpu": spent.user + spent.system, "workers": spent.children_user + spent.children_system}
+        Path(os.environ["CIM_NOTE"]).write_text(json.dumps(note))
 
 
 def answer() -> float:

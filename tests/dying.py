@@ -1,4 +1,4 @@
-"""Work for processes that are killed; apart from the tests so that those processes load little."""
+"""Work for worker processes; apart from the tests so that those processes load little."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import time
 from pathlib import Path
 
 from cim.core.files import atomic
+
+
+def threads(_: int) -> list[int]:
+    """How many threads PyTorch, and every library of the linear algebra kind, computes in."""
+    import torch
+    from threadpoolctl import threadpool_info
+
+    return [torch.get_num_threads(), *(library["num_threads"] for library in threadpool_info())]
 
 
 def die(item: int) -> None:
