@@ -363,7 +363,13 @@ def test_changes_over_http(address, run):
 def start(run: Path) -> tuple[subprocess.Popen, str]:
     command = [sys.executable, "-m", "cim", "review", str(run)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background may ignore it
+    )
     return process, process.stdout.readline().split()[-1]
 
 
