@@ -39,7 +39,7 @@ def look_around(words) -> None:
 
 def wait(words) -> None:
     Path(words[0]).write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(300)  # longer than anybody waits for its end
 
 
 @pytest.mark.parametrize(

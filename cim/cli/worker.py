@@ -7,11 +7,11 @@ that what it hands on (threads, CUDA, random numbers) is as untouched as in a fr
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from multiprocessing.forkserver import ensure_running
@@ -21,8 +21,6 @@ from cim.core.locks import join
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
-
-_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 Start = Callable[[Sequence[str]], Any]
 """Runs a command given as words and ends with SystemExit; importable by name in another process."""
@@ -73,13 +71,15 @@ def run_apart(words: Sequence[str], start: Start = cim_command) -> int:
 
 
 def _guarded(start: Start, words: list[str], environment: Mapping[str, str]) -> None:
-    _die_with_parent()
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     os.environ.update(environment)  # the server's is that of its start
     with join():
         start(words)
 
 
-def _die_with_parent() -> None:
-    """SIGTERM for this process when the server ends, as it does when the process that it serves is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
+def _stop_with_parent() -> None:
+    """SIGTERM for this process when the one that it works for is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
