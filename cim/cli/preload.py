@@ -8,7 +8,8 @@ import faster_coco_eval
 import matplotlib.figure
 import PIL.Image
 import scipy.sparse
-import torch.utils.tensorboard
+import tensorboard.compat.proto.event_pb2
+import tensorboard.summary.writer.record_writer
 
 import cim.cli.judge.evaluate
 import cim.cli.judge.report
