@@ -1,8 +1,10 @@
-"""Commands in processes forked from a warm server: exit codes, signals, surroundings; and a job that is killed."""
+"""Commands in processes forked from a warm server: exit codes, signals, surroundings; stages beside each other; and a
+job that is killed."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from cim.cli.flow import run_stages, stage
 from cim.cli.worker import run_apart
+from cim.core.errors import CimError
 
 TINY = [
     *("--train", "8", "--val", "3", "--set", "prm.epochs=1", "train.updates=6", "train.step=[]", "device=cpu"),
@@ -81,6 +85,84 @@ def patiently(what, seconds: float = 90):
             return value
         time.sleep(0.02)
     raise AssertionError("nothing happened in time")
+
+
+# ---------------------------------------------------------------------- stages beside each other
+
+
+def meet(words) -> None:
+    """Say so, come, and end well once all others have come."""
+    folder, name, *others = words
+    print(f"{name} is here", flush=True)
+    (Path(folder) / name).write_text(str(os.getpid()))
+    patiently(lambda: all((Path(folder) / other).is_file() for other in others), 30)
+    print(f"{name} goes", flush=True)
+
+
+def refuse(words) -> None:
+    """What stage "a" does when "b" has come: it fails. "b" itself waits."""
+    folder, name = words
+    if name == "b":
+        wait([str(Path(folder) / name)])
+    patiently(lambda: (Path(folder) / "b").is_file(), 30)
+    sys.exit(2)
+
+
+def test_stages_run_beside_each_other_and_are_shown_in_order(tmp_path, capfd, caplog):
+    run, caplog.handler.stream = tmp_path / "run", sys.stderr
+    run.mkdir()
+    caplog.set_level(logging.INFO)
+    stages = [
+        stage("first", tmp_path, "a", "b"),  # would wait in vain for a "b" that comes after it
+        stage("between", tmp_path, "c"),
+        stage("last", tmp_path, "b", "c", beside="first"),
+    ]
+    run_stages(stages, run, "settings", meet)
+    err = capfd.readouterr().err
+    shown = [err.index(text) for text in ("[2/3] between: ", "[3/3] last", "b is here", "b goes", "[3/3] last: ")]
+    assert shown == sorted(shown) and err.count("b goes") == 1  # kept until its turn
+    assert sorted(json.loads((run / "stages.json").read_text())) == ["between", "first", "last"]
+    assert sorted(json.loads((run / "timings.json").read_text())) == ["between", "first", "last"]
+    assert sorted(path.name for path in run.iterdir()) == ["stages.json", "timings.json"]
+    caplog.clear()
+    run_stages(stages, run, "settings", fail)  # which nothing calls
+    assert [record.getMessage() for record in caplog.records] == [
+        f"[{number}/3] {title}: done" for number, title in enumerate(("first", "between", "last"), 1)
+    ]
+
+
+def test_a_stage_whose_companion_is_done_runs_alone(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    stages = [stage("first", tmp_path, "a"), stage("second", tmp_path, "b", beside="first")]
+    run_stages(stages[:1], run, "settings", meet)
+    run_stages(stages, run, "settings", meet)
+    assert (tmp_path / "b").is_file()
+    assert sorted(json.loads((run / "stages.json").read_text())) == ["first", "second"]
+
+
+def test_a_failed_stage_stops_the_one_beside_it(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    stages = [stage("first", tmp_path, "a"), stage("second", tmp_path, "b", beside="first")]
+    with pytest.raises(CimError, match="stage 1"):
+        run_stages(stages, run, "settings", refuse)
+    pid = (tmp_path / "b").read_text()
+    assert not Path("/proc", pid).exists() or "Z" in Path("/proc", pid, "stat").read_text()
+    assert not list(run.iterdir())
+
+
+def test_a_stage_that_failed_beside_another_is_told_when_its_turn_comes(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    stages = [stage("first", tmp_path, "a"), stage("second", tmp_path / "nowhere", "b", beside="first")]
+    with pytest.raises(CimError, match="stage 2"):
+        run_stages(stages, run, "settings", meet)
+    assert list(json.loads((run / "stages.json").read_text())) == ["first"]
+    assert sorted(path.name for path in run.iterdir()) == ["stages.json", "timings.json"]
+
+
+# ---------------------------------------------------------------------- killed jobs
 
 
 def demo(folder: Path) -> subprocess.Popen:

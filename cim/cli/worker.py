@@ -15,7 +15,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from multiprocessing.forkserver import ensure_running
-from typing import TYPE_CHECKING, Any
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cim.core.locks import join
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 Start = Callable[[Sequence[str]], Any]
 """Runs a command given as words and ends with SystemExit; importable by name in another process."""
+
+_GLANCE = 0.2  # seconds between two looks at what a command has said
 
 
 @cache
@@ -50,27 +54,60 @@ def cim_command(words: Sequence[str]) -> None:
 
 
 def run_apart(words: Sequence[str], start: Start = cim_command) -> int:
-    """Exit code of a command in a process of its own (negative: the signal that ended it).
+    """Exit code of a command in a process of its own, as :func:`wait_for` gives it."""
+    return wait_for(start_apart(words, start))
 
-    SIGTERM is passed on. Ctrl-C, which the command gets itself, is left to it: it saves what it has. When this
-    process dies, the command is told to stop.
+
+def start_apart(words: Sequence[str], start: Start = cim_command, said: Path | None = None) -> BaseProcess:
+    """A command, begun in a process of its own. When this process dies, the command is told to stop.
+
+    Args:
+        words: of the command.
+        start: what runs it.
+        said: a file that takes what it prints (standard output and errors).
     """
-    process = _server().Process(target=_guarded, args=(start, list(words), dict(os.environ)))
+    process = _server().Process(target=_guarded, args=(start, list(words), dict(os.environ), said))
     process.start()
+    return process
+
+
+def wait_for(process: BaseProcess, said: BinaryIO | None = None) -> int:
+    """Exit code of a command that was begun (negative: the signal that ended it).
+
+    SIGTERM is passed on. Ctrl-C, which the command gets itself, is left to it: it saves what it has.
+
+    Args:
+        process: of :func:`start_apart`.
+        said: the file that takes what it prints; it is shown from there on, as it comes.
+    """
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:
             try:
-                process.join()
-                if process.exitcode is not None:  # it has ended
-                    return process.exitcode
+                process.join(_GLANCE if said else None)
+                code = process.exitcode
+                if said:
+                    _show(said)
+                if code is not None:  # it has ended
+                    return code
             except KeyboardInterrupt:
                 continue
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _guarded(start: Start, words: list[str], environment: Mapping[str, str]) -> None:
+def _show(said: BinaryIO) -> None:
+    """What has come since, on standard errors."""
+    sys.stderr.flush()
+    with open(2, "wb", closefd=False) as errors:
+        errors.write(said.read())
+
+
+def _guarded(start: Start, words: list[str], environment: Mapping[str, str], said: Path | None) -> None:
+    if said is not None:
+        with said.open("ab") as file:
+            for output in (1, 2):
+                os.dup2(file.fileno(), output)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     os.environ.update(environment)  # the server's is that of its start
     with join():

@@ -47,7 +47,8 @@ def _run(args: argparse.Namespace, run_dir: Path) -> int:
         "--seed",
         args.seed,
     )
-    first = preparation(config, True, "pictures", prompted=settings[0].proposals.prompted)
+    prompted = settings[0].proposals.prompted
+    first = preparation(config, True, "pictures", prompted, beside=None if prompted else "proposals")
     stages = [pictures, *first, *cim(config), *baselines(config, mist)]
     stages += pseudo_labels(config, "pictures")
     stages += [stage("Mask R-CNN", "refine", config)] if args.refine else []
@@ -107,7 +108,6 @@ def mist_config(config: Config, run_dir: Path) -> Config:
     shared = {
         "proposals": str(paths.proposals("train")),
         "val_proposals": str(paths.proposals("val")),
-        "features": str(paths.features),
         "first_labels": str(paths.first_labels),
     }
     changed = {
@@ -137,7 +137,7 @@ def baselines(config: Path, mist: Path) -> list[Stage]:
         stage("metrics of WSDDN", "evaluate", config, "--branch", "mil", "--name", "WSDDN"),
         stage("PRM on the validation pictures", "retrieve", config, "--output", peaks),
         stage("metrics of PRM", "evaluate", config, "--results", peaks, "--name", "PRM"),
-        stage("MIST training", "train", mist),
+        stage("MIST training", "train", mist, beside="CIM training"),
         stage("MIST on the validation pictures", "score", mist),
         stage("metrics of MIST", "evaluate", config, "--results", found, "--name", "MIST"),
     ]
