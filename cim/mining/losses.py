@@ -22,7 +22,7 @@ from cim.core.types import PseudoLabels, RoiScores, Sample
 from cim.mining.miners import Miner
 from cim.mining.scene_labels import scene_labels
 from cim.mining.told import Told
-from cim.mining.told_labels import mine_told, without_barred
+from cim.mining.told_labels import ignore_barred, mine_told, without_barred
 
 CLAMP = 1e-6  # published
 FLOOR = 1e-30  # stable; 1 / FLOOR still fits a float32
@@ -123,7 +123,9 @@ class Criterion:
                 if told is not None:
                     s, d = without_barred(s, told), without_barred(d, told)
                 mine = partial(self._mine, s, d, overlaps, k, generator)
-                found.append(mine(tags) if told is None else mine_told(mine, s * d, tags, overlaps, k, told))
+                found.append(
+                    mine(tags) if told is None else ignore_barred(mine_told(mine, s * d, tags, overlaps, k, told), told)
+                )
             return found
 
     def _mine(

@@ -59,8 +59,7 @@ def mine_told(
     """Labels of one branch: a class with a number has exactly so many pseudo ground truths, the best disjoint set of
     proposals by weight, and certain masks, which weigh as much as the best proposal of their class in the image: with a
     weight of 1 a few photos outvoted all others (docs/ANNOTATE.md). The others are mined as ever. A proposal takes its
-    label from whichever overlaps it more. What is like a deleted mask of a class is ignored where it would get this
-    class.
+    label from whichever overlaps it more.
 
     Args:
         mine: tags [C] -> labels, the miner with everything else given (:func:`without_barred` scores, too).
@@ -69,34 +68,6 @@ def mine_told(
         overlaps: mask overlaps [N, N].
         told: of the same proposals.
     """
-    labels = _mine_told(mine, weight, tags, overlaps, branch, told)
-    if labels is None or not told.barred.any():
-        return labels
-    barred = torch.from_numpy(told.barred).to(weight.device)
-    wrong = barred[(labels.class_ids - 1).clamp_min(0), torch.arange(len(weight), device=weight.device)]
-    wrong &= labels.class_ids > 0
-    return replace(
-        labels,
-        class_ids=labels.class_ids.masked_fill(wrong, -1),
-        integrity=labels.integrity.masked_fill(wrong, 0),
-        weight=labels.weight.masked_fill(wrong, 0),
-        mined=labels.mined & ~wrong,
-    )
-
-
-def without_barred(scores: Tensor, told: Told) -> Tensor:
-    """Scores [N, C], 0 where a proposal is like a deleted mask of the class: neither seed nor pseudo ground truth."""
-    return scores.masked_fill(torch.from_numpy(told.barred.T).to(scores.device), 0) if told.barred.any() else scores
-
-
-def _mine_told(
-    mine: Callable[[Tensor], PseudoLabels | None],
-    weight: Tensor,
-    tags: Tensor,
-    overlaps: Overlaps,
-    branch: int,
-    told: Told,
-) -> PseudoLabels | None:
     truths = find_truths(weight, overlaps, told)
     unknown = tags * torch.from_numpy(told.numbers < 0).to(tags)
     mined = mine(unknown) if bool(unknown.any()) else None
@@ -118,6 +89,27 @@ def _mine_told(
     labels.integrity[merged] = 0
     nothing = mined is None or not bool(mined.mined.any())
     return labels if mined is None or nothing else _nearer(labels, truths.iou.amax(0), mined, overlaps.iou)
+
+
+def without_barred(scores: Tensor, told: Told) -> Tensor:
+    """Scores [N, C], 0 where a proposal is like a deleted mask of the class: neither seed nor pseudo ground truth."""
+    return scores.masked_fill(torch.from_numpy(told.barred.T).to(scores.device), 0) if told.barred.any() else scores
+
+
+def ignore_barred(labels: PseudoLabels | None, told: Told) -> PseudoLabels | None:
+    """The labels but those of proposals that are like a deleted mask of the class that they would get."""
+    if labels is None or not told.barred.any():
+        return labels
+    barred = torch.from_numpy(told.barred).to(labels.class_ids.device)
+    wrong = barred[(labels.class_ids - 1).clamp_min(0), torch.arange(barred.shape[1], device=barred.device)]
+    wrong &= labels.class_ids > 0
+    return replace(
+        labels,
+        class_ids=labels.class_ids.masked_fill(wrong, -1),
+        integrity=labels.integrity.masked_fill(wrong, 0),
+        weight=labels.weight.masked_fill(wrong, 0),
+        mined=labels.mined & ~wrong,
+    )
 
 
 def find_truths(weight: Tensor, overlaps: Overlaps, told: Told) -> Truths | None:

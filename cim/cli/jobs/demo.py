@@ -82,7 +82,7 @@ def data_dir(run_dir: Path, args: argparse.Namespace) -> Path:
 
 
 def resolve(args: argparse.Namespace, run_dir: Path) -> tuple[Config, Config]:
-    """The settings of the run, and those of RUN/mist, which shares all artefacts but trains with MIST's mining."""
+    """The settings of the run, and those of RUN/mist, which shares its first labels and trains with MIST's mining."""
     data = data_dir(run_dir, args)
     settings = {
         "name": run_dir.name,
