@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole flow on pictures that the project draws itself; installs what is missing first. About 3 minutes on 2 cores.
+# The whole flow on pictures that the project draws itself; installs what is missing first. About 2 minutes on 2 cores.
 #   bash scripts/demo.sh [--output runs/demo]
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
