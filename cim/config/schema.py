@@ -209,6 +209,8 @@ class InferConfig(Section):
     max_per_image: PositiveInt = 100
     # lower the score of a region that holds two separate ones of this share of its score (cim/mining/groups.py)
     group_ratio: float | None = Field(default=None, gt=0)
+    # power of the response network's probability that a class is in the photo at all, where tags do not say it
+    presence: float = Field(default=0.0, ge=0)
     max_proposals: PositiveInt | None = None
 
 

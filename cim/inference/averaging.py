@@ -50,7 +50,10 @@ def _mean(loaded: Sequence[tuple[Store, dict[str, np.ndarray]]], image_id: int |
                     found=list(arrays[name].shape),
                     fix="give all runs the same data.proposals",
                 )
+    names = ["scores", "mil"]
+    if all("presence" in arrays for _, arrays in loaded):
+        names.append("presence")
     return {
         name: np.asarray(np.mean([arrays[name] for _, arrays in loaded], axis=0, dtype=np.float64), np.float32)
-        for name in ("scores", "mil")
+        for name in names
     }

@@ -43,10 +43,16 @@ class ScoreSource(Protocol):
 
 @dataclass(frozen=True)
 class StoredScores:
-    """One branch of a detections store."""
+    """One branch of a detections store.
+
+    Attributes:
+        presence: power of the probability that a class is in the photo, in the scores of its regions
+            (:mod:`cim.inference.presence`). A store of training photos, whose tags are known, has none.
+    """
 
     store: Store
     branch: Branch = "scores"
+    presence: float = 0.0
 
     def load(self, image_id: int | str) -> np.ndarray:
         """float32 [N, C].
@@ -63,7 +69,10 @@ class StoredScores:
         if any(array.ndim != 2 or array.dtype.kind != "f" or array.shape != found[0].shape for array in found):
             fix = "delete it and run again"
             raise CimError("damaged detections file", path=self.store.path(image_id), expected="[N, C]", fix=fix)
-        return np.prod(found, axis=0) ** np.float32(1 / len(wanted))
+        scores = np.prod(found, axis=0) ** np.float32(1 / len(wanted))
+        if self.presence and "presence" in arrays:
+            scores = scores * arrays["presence"] ** np.float32(self.presence)
+        return scores
 
 
 class PublishedScores:
@@ -198,14 +207,16 @@ def detect(
     selection: Selection,
     *,
     branch: Branch = "scores",
+    presence: float = 0.0,
     known: bool = False,
     workers: int = 1,
 ) -> Path:
     """Selection of all images into the COCO result file ``path``, unless it is there with the same settings.
 
     What it was made with lies beside it (``<name>.settings.json``). Images without scores are left out, with a
-    warning.
+    warning. ``presence`` is that of :class:`StoredScores`, for CIM's own branch alone.
     """
+    presence = presence if branch == "scores" else 0.0
     refuse_replaced(store, dataset, fix="cim score CONFIG, with the --split of these photos")
     has = store.seen()
     scored = dataset.where(lambda record: has(record.image_id))
@@ -215,6 +226,8 @@ def detect(
     settings: dict[str, Any] = {"selection": vars(selection), "branch": branch, "scores": store.provenance}
     if known:
         settings["known"] = dataset.known_digest
+    if presence:
+        settings["presence"] = presence
     settings |= {"images": len(scored), "newest": store.entries.newest(), "classes": list(dataset.classes)}
     note = path.with_suffix(".settings.json")
     there = path.is_file() and note.is_file()
@@ -222,7 +235,8 @@ def detect(
         logger.info("detections are there already: %s", path)
         return path
     note.unlink(missing_ok=True)
-    images = select_dataset(dataset, source, StoredScores(store, branch), selection, known=known, workers=workers)
+    scores = StoredScores(store, branch, presence)
+    images = select_dataset(dataset, source, scores, selection, known=known, workers=workers)
     count = write_results(path, images, len(dataset))
     write_json(note, settings | {"bytes": path.stat().st_size}, indent=1)
     logger.info("%d detections of %d images: %s", count, len(dataset), path)

@@ -1,6 +1,7 @@
 """From a trained network to scores of all proposals per image (METHOD section 8); ``cim.inference.detections`` selects.
 
-Scores are kept in a store (kind "detections", one file per image: ``scores`` and ``mil``, float32 [N, C]), so that an
+Scores are kept in a store (kind "detections", one file per image: ``scores`` and ``mil``, float32 [N, C], and with
+``infer.presence`` the ``presence`` of every class, float32 [C]), so that an
 interrupted run continues, several processes share the work, and other selections or the anti-noise branch alone
 (WSDDN) need no second run of the network.
 """
@@ -32,7 +33,9 @@ from cim.datasets.known import NOTHING
 from cim.engine.checkpoints import load_checkpoint
 from cim.engine.fit import distributed
 from cim.inference.detections import Branch, with_masks
+from cim.inference.presence import presence
 from cim.models.backbones import RANDOM
+from cim.prm.network import ResponseNet
 from cim.storage.photos import PhotoFile, PhotoTable, drop_replaced
 from cim.storage.published import RegionSource, lineage, open_regions
 from cim.storage.store import Store
@@ -215,17 +218,19 @@ def detection_store(
     proposals: dict[str, Any],
     overwrite: bool = False,
     packed: bool = False,
+    response: Path | None = None,
 ) -> Store:
     """The store of a checkpoint's scores; refuses to mix those of other weights, passes or proposals.
 
     Args:
         proposals: provenance of the proposals that are scored.
         packed: the form of a new store.
+        response: checkpoint of the response network that adds ``presence``.
 
     Raises:
         CimError: the folder holds scores made otherwise.
     """
-    provenance = _made_from(checkpoint, infer, proposals)
+    provenance = _made_from(checkpoint, infer, proposals, response)
     if overwrite:
         if distributed.is_main():
             Store.create(root, "detections", provenance, overwrite=True, packed=packed)
@@ -242,17 +247,26 @@ def check_scores(config: Config, split: str) -> None:
     paths = RunPaths(config)
     if paths.checkpoint.is_file() and paths.proposals(split).exists():
         regions = open_regions(paths.proposals(split))
-        made_from = _made_from(paths.checkpoint, config.infer, regions.provenance)
+        made_from = _made_from(paths.checkpoint, config.infer, regions.provenance, presence_checkpoint(config, split))
         Store.agreeing(paths.detections(split), "detections", made_from)
 
 
-def _made_from(checkpoint: Path, infer: InferConfig, proposals: dict[str, Any]) -> dict[str, Any]:
+def presence_checkpoint(config: Config, split: str) -> Path | None:
+    """The response network that says which classes the photos of a split show; None where tags do, or nobody asks."""
+    asked = config.infer.presence and split != config.data.train_split
+    return RunPaths(config).prm_checkpoint if asked else None
+
+
+def _made_from(
+    checkpoint: Path, infer: InferConfig, proposals: dict[str, Any], response: Path | None
+) -> dict[str, Any]:
     return {
         "checkpoint": fingerprint(checkpoint),
         "sides": list(infer.sides),
         "flip": infer.flip,
         "max_proposals": infer.max_proposals,
         "proposals": lineage(proposals),
+        **({"presence": fingerprint(response)} if response is not None and response.is_file() else {}),
     }
 
 
@@ -263,11 +277,12 @@ def score_dataset(
     store: Store,
     infer: InferConfig,
     device: torch.device | str = "cpu",
+    net: ResponseNet | None = None,
 ) -> StageReport:
     """Score every image that the store lacks; under torchrun each process takes its share.
 
     The next images are read and resized while the network works. An unreadable photo or missing proposals harm no
-    other image: they are listed in the report.
+    other image: they are listed in the report. ``net`` says which classes are in the photo at all (``presence``).
     """
     share = dataset.records[distributed.rank() :: distributed.world()]
     drop_replaced(store, share)
@@ -275,19 +290,22 @@ def score_dataset(
     missing = [record for record in share if not there(record.image_id)]
     classes = len(dataset.classes)
 
-    def prepare(record: Record) -> tuple[PhotoFile | None, int, list[Sample]]:
-        photo, regions = PhotoFile.of(record.path), with_masks(source.load(record.image_id), record.image_id)
-        return photo, len(regions), prepare_passes(record, regions, classes, infer.sides, infer.max_proposals)
+    def prepare(record: Record) -> tuple[PhotoFile | None, int, np.ndarray, list[Sample]]:
+        file, regions = PhotoFile.of(record.path), with_masks(source.load(record.image_id), record.image_id)
+        photo = read_photo(record.path)
+        passes = prepare_passes(record, regions, classes, infer.sides, infer.max_proposals, photo)
+        return file, len(regions), photo, passes
 
     report = StageReport()
     progress = tqdm(total=len(missing), desc="scores", unit="image", disable=not distributed.is_main())
     with progress:
         for record, future in _ahead(prepare, missing):
             try:
-                photo, count, passes = future.result()
+                file, count, photo, passes = future.result()
                 arrays = score_passes(model, passes, count, classes, flip=infer.flip, device=device)
-                store.save(record.image_id, **arrays)
-                PhotoTable(store.root).note(record.image_id, photo)
+                told = {} if net is None else {"presence": presence(net, photo)}
+                store.save(record.image_id, **arrays, **told)
+                PhotoTable(store.root).note(record.image_id, file)
                 report.done += 1
             except StorageError:  # no other image would fare better
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cim.config.build import proposer_options
@@ -21,11 +23,15 @@ from cim.core.regions import RegionSet
 from cim.core.types import Instances
 from cim.engine.checkpoints import load_checkpoint
 from cim.inference.detections import Selection
+from cim.inference.presence import presence
 from cim.inference.scores import Trained, score_proposals, trained_model
 from cim.inference.selection import select
 from cim.prediction.predict import Detector, Question, photos_alone
+from cim.prm.network import ResponseNet, load_response_net
 from cim.prm.trained import PeakPrompter
 from cim.proposals.stage import Proposer, open_proposer
+
+logger = logging.getLogger(__name__)
 
 
 def open_checkpoint(path: Path, device: str, weights: str | Path | None = None) -> tuple[tuple[str, ...], Detector]:
@@ -67,6 +73,7 @@ def make_proposer(config: Config, device: torch.device) -> Proposer:
 class _CimDetector:
     trained: Trained
     device: torch.device
+    net: ResponseNet | None  # says which classes a photo shows (``infer.presence``)
 
     @cached_property
     def propose(self) -> Proposer:
@@ -95,12 +102,27 @@ class _CimDetector:
             device=self.device,
             max_proposals=config.infer.max_proposals,
         )
+        if self.net is not None and question.tags is None:
+            scores = scores * presence(self.net, question.photo) ** np.float32(config.infer.presence)
         settings = vars(Selection.of(config.infer)) | {"score_threshold": threshold}
         return select(regions, scores, "photo", **settings, tags=question.tags)
 
 
 def _cim(state: dict[str, Any], path: Path, device: torch.device) -> Detector:
-    return _CimDetector(trained_model(state, path, device), device)
+    trained = trained_model(state, path, device)
+    return _CimDetector(trained, device, _response_net(trained, path, device))
+
+
+def _response_net(trained: Trained, path: Path, device: torch.device) -> ResponseNet | None:
+    """The response network that a CIM learnt from: where its config says, or in the run folder of the checkpoint."""
+    if not trained.config.infer.presence:
+        return None
+    places = (RunPaths(trained.config).prm_checkpoint, path.resolve().parent.parent / "prm" / "final.pth")
+    for place in places:
+        if place.is_file():
+            return load_response_net(place, len(trained.classes), image_size=trained.config.prm.image_size).to(device)
+    logger.warning("no response network at %s: scores are those of regions alone (infer.presence)", places[0])
+    return None
 
 
 def _mask_rcnn(state: dict[str, Any], path: Path, device: torch.device) -> Detector:

@@ -35,4 +35,5 @@ def _average(args: argparse.Namespace, config: Config, split: str) -> None:
     dataset = having_proposals(build_dataset(config.data, split), source)
     average_scores(runs, output, dataset.records)
     results = folder / ("results.json" if args.branch == "scores" else f"results_{args.branch}.json")
-    detect(dataset, source, output, results, Selection.of(config.infer), branch=args.branch, workers=args.workers)
+    selection, presence = Selection.of(config.infer), config.infer.presence
+    detect(dataset, source, output, results, selection, branch=args.branch, presence=presence, workers=args.workers)

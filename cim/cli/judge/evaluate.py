@@ -194,7 +194,18 @@ def _results(
     known = config.known.evaluation and dataset.known_digest is not None
     settings |= {"known": dataset.known_digest} if known else {}
     path = store.root / f"{name}.json"
-    detect(dataset, source, store, path, selection, branch=args.branch, known=known, workers=args.workers)
+    presence = config.infer.presence
+    detect(
+        dataset,
+        source,
+        store,
+        path,
+        selection,
+        branch=args.branch,
+        presence=presence,
+        known=known,
+        workers=args.workers,
+    )
     return path, settings | {"scores": store.provenance}
 
 

@@ -17,7 +17,15 @@ from cim.engine.fit import distributed
 from cim.evaluation.verdicts import judge_masks, keep_verdict
 from cim.inference.best_masks import best_masks
 from cim.inference.detections import Selection, detect, upload_name, write_upload
-from cim.inference.scores import detection_store, evaluation_dir, find_checkpoint, load_trained, score_dataset
+from cim.inference.scores import (
+    detection_store,
+    evaluation_dir,
+    find_checkpoint,
+    load_trained,
+    presence_checkpoint,
+    score_dataset,
+)
+from cim.prm.trained import open_net
 from cim.storage.published import having_proposals, open_regions
 from cim.storage.store import Store
 
@@ -46,14 +54,17 @@ def main(args: argparse.Namespace) -> int:
                 found=", ".join(trained.classes[:5]),
                 fix="pass the config that the network was trained with",
             )
+        response = presence_checkpoint(config, split)
+        net = None if response is None else open_net(config, dataset)
         made_from, packed = source.provenance, config.data.packed
-        store = detection_store(folder, checkpoint, config.infer, made_from, args.overwrite, packed)
+        store = detection_store(folder, checkpoint, config.infer, made_from, args.overwrite, packed, response)
         dataset = having_proposals(dataset, source)
-        report = score_dataset(trained.model, dataset, source, store, config.infer, device)
+        report = score_dataset(trained.model, dataset, source, store, config.infer, device, net)
         if distributed.is_main():
             results = folder / "results.json"
             known = config.known.evaluation and dataset.known_digest is not None
-            detect(dataset, source, store, results, Selection.of(config.infer), known=known, workers=args.workers)
+            selection, presence = Selection.of(config.infer), config.infer.presence
+            detect(dataset, source, store, results, selection, presence=presence, known=known, workers=args.workers)
             if config.data.dataset == "coco" and "test" in split:
                 write_upload(results, folder / upload_name(split))
                 logger.info("for the COCO server: %s", folder / upload_name(split))
