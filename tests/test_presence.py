@@ -125,7 +125,9 @@ def test_photos_whose_tags_are_known_have_none(job):
         assert np.array_equal(StoredScores(store, presence=0.5).load(record.image_id), arrays["scores"])
 
 
-def test_scores_of_another_response_network_are_refused(job, tmp_path, capsys):
+def test_scores_of_another_response_network_are_refused_and_without_any_regions_count_alone(
+    job, tmp_path, capsys, caplog
+):
     config, path = job
     there = Path(config.work_dir) / "prm" / "final.pth"
     kept = shutil.copy(there, tmp_path / "kept.pth")
@@ -135,10 +137,12 @@ def test_scores_of_another_response_network_are_refused(job, tmp_path, capsys):
         torch.save(state, there)
         assert run_tool("test", path, "--split", "val") == 2
         assert "presence" in capsys.readouterr().err
+        assert run_tool("test", path, "--split", "val", "--output", tmp_path / "off", "--set", "infer.presence=0") == 0
         there.unlink()
-        assert run_tool("test", path, "--split", "val") == 2
-        assert "no trained response network" in capsys.readouterr().err
-        assert run_tool("test", path, "--split", "val", "--output", tmp_path / "d", "--set", "infer.presence=0") == 0
+        assert run_tool("test", path, "--split", "val", "--output", tmp_path / "none") == 0
+        assert "no response network" in caplog.text
+        plain = [(tmp_path / name / "results.json").read_bytes() for name in ("off", "none")]
+        assert plain[0] == plain[1] != (Path(config.work_dir) / "detections" / "val" / "results.json").read_bytes()
     finally:
         shutil.copy(kept, there)
 

@@ -252,9 +252,10 @@ def check_scores(config: Config, split: str) -> None:
 
 
 def presence_checkpoint(config: Config, split: str) -> Path | None:
-    """The response network that says which classes the photos of a split show; None where tags do, or nobody asks."""
-    asked = config.infer.presence and split != config.data.train_split
-    return RunPaths(config).prm_checkpoint if asked else None
+    """The response network that says which classes the photos of a split show; None where tags do, nobody asks, or
+    there is none."""
+    path = RunPaths(config).prm_checkpoint
+    return path if config.infer.presence and split != config.data.train_split and path.is_file() else None
 
 
 def _made_from(
@@ -266,7 +267,7 @@ def _made_from(
         "flip": infer.flip,
         "max_proposals": infer.max_proposals,
         "proposals": lineage(proposals),
-        **({"presence": fingerprint(response)} if response is not None and response.is_file() else {}),
+        **({"presence": fingerprint(response)} if response is not None else {}),
     }
 
 

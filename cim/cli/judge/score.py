@@ -56,6 +56,9 @@ def main(args: argparse.Namespace) -> int:
             )
         response = presence_checkpoint(config, split)
         net = None if response is None else open_net(config, dataset)
+        if net is None and config.infer.presence and split != config.data.train_split:
+            path = paths.prm_checkpoint  # prm.checkpoint names another
+            logger.warning("no response network at %s: scores are those of regions alone (infer.presence)", path)
         made_from, packed = source.provenance, config.data.packed
         store = detection_store(folder, checkpoint, config.infer, made_from, args.overwrite, packed, response)
         dataset = having_proposals(dataset, source)
