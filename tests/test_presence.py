@@ -103,10 +103,12 @@ def test_selections_heed_it_but_for_other_branches(job, tmp_path):
         "presence": {"presence": 0.5},
         "mil": {"branch": "mil"},
         "both": {"branch": "mil", "presence": 0.5},
+        "known": {"known": True, "presence": 0.5},
     }.items():
         found[name] = detect(dataset, source, store, tmp_path / f"{name}.json", Selection(), **options)
     texts = {name: path.read_bytes() for name, path in found.items()}
     assert texts["plain"] != texts["presence"] and texts["mil"] == texts["both"]
+    assert texts["known"] == texts["plain"]  # nothing is known here, but asked for
     assert (Path(config.work_dir) / "detections" / "val" / "results.json").read_bytes() == texts["presence"]
     before = found["plain"].stat().st_mtime_ns
     detect(dataset, source, store, found["plain"], Selection())

@@ -214,9 +214,10 @@ def detect(
     """Selection of all images into the COCO result file ``path``, unless it is there with the same settings.
 
     What it was made with lies beside it (``<name>.settings.json``). Images without scores are left out, with a
-    warning. ``presence`` is that of :class:`StoredScores`, for CIM's own branch alone.
+    warning. ``presence`` is that of :class:`StoredScores`; other branches than CIM's own, and selections that are told
+    what is known of the photos (``known``), do without.
     """
-    presence = presence if branch == "scores" else 0.0
+    presence = presence if branch == "scores" and not known else 0.0
     refuse_replaced(store, dataset, fix="cim score CONFIG, with the --split of these photos")
     has = store.seen()
     scored = dataset.where(lambda record: has(record.image_id))
