@@ -18,6 +18,7 @@ from cim.config.loading import save_config
 from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.types import Clusters
+from cim.datasets.known import Known
 from cim.engine.checkpoints import load_checkpoint
 from cim.mining.losses import Criterion
 from cim.mining.miners import CIMMiner
@@ -127,6 +128,55 @@ def test_what_the_head_reads_is_kept_and_gives_the_same_scores(config: Config):
     other = config.model_copy(update={"model": config.model.model_copy(update={"axes": (4, 4, 4)})})
     with pytest.raises(CimError, match="other settings"):
         cached_pooled(other, model, source, device)
+
+
+def filled(config: Config) -> CIMSource:
+    """A source with first labels whose pooled features are kept."""
+    torch.manual_seed(0)
+    model, source, device = build_model(config, 2), source_of(config), torch.device("cpu")
+    source = replace(source, clusters=open_clusters(Path(config.work_dir) / "first_labels"))
+    calibrate(model, source, device)
+    return replace(source, pooled=cached_pooled(config, model, source, device))
+
+
+def test_training_does_without_photos_and_label_maps(labelled: Config, monkeypatch):
+    source = filled(labelled)
+    whole = [source.sample_at(index, 64, False) for index in range(len(source))]
+    monkeypatch.setattr("cim.training.samples.read_photo", None)  # nobody calls it
+    for index, wanted in enumerate(whole):
+        found = source.sample(index, np.random.default_rng(0))
+        assert found.image_id == wanted.image_id and not found.image.numel() and not found.atoms.numel()
+        for name in ("members", "atom_areas", "proposal", "tags", "class_ids", "cluster", "evidence", "pooled"):
+            ours, theirs = getattr(found, name), getattr(wanted, name)
+            assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype, name
+        assert found.told is None and wanted.told is None
+
+
+def test_photos_are_read_where_what_is_kept_is_not_enough(labelled: Config):
+    source = filled(labelled)
+    fewer = replace(source, max_proposals=5).sample(0, np.random.default_rng(0))
+    assert len(fewer.proposal) == 5 and fewer.image.numel()
+    record = source.dataset[0]
+    counted = replace(record, known=Known(counts=((record.tags[0], 2),)))
+    told = replace(source, dataset=replace(source.dataset, records=(counted,)), known=True)
+    assert told.sample(0, np.random.default_rng(0)).told is not None
+    store = source.pooled.store
+    store.save(record.image_id, pooled=store.load(record.image_id)["pooled"])  # as older versions did
+    older = source.sample(0, np.random.default_rng(0))
+    assert older.image.numel() and torch.equal(older.pooled, source.sample_at(0, 64, False).pooled)
+    store.remove(record.image_id)
+    with pytest.raises(CimError):
+        source.sample(0, np.random.default_rng(0))
+
+
+def test_with_and_without_photos_training_is_the_same(labelled: Config, tmp_path: Path, monkeypatch):
+    quick = load_checkpoint(train_cim(labelled))["model"]
+    monkeypatch.setattr(CIMSource, "_kept", lambda *_: None)
+    data = labelled.data.model_copy(update={"first_labels": str(Path(labelled.work_dir) / "first_labels")})
+    slow = load_checkpoint(train_cim(labelled.model_copy(update={"work_dir": str(tmp_path / "b"), "data": data})))[
+        "model"
+    ]
+    assert all(torch.equal(slow[name], value) for name, value in quick.items())
 
 
 @pytest.mark.parametrize(("number", "again"), [(1, {"p1.png"}), (0, {f"p{n}.png" for n in range(6)})])

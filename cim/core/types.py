@@ -59,7 +59,8 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as training and inference see it, torch; h, w: the resized image's frame.
+    """One image as training and inference see it, torch; h, w: the resized image's frame. Where ``pooled`` features
+    were kept, training does without what has pixels or belongs to them: image, boxes, grids and atoms may be empty.
 
     Attributes:
         image_id: id in the data set.

@@ -1,6 +1,7 @@
 """What the light head reads of every proposal, computed once: of a frozen trunk nothing else changes while training.
 
-A tenth of the disk that the trunk's maps take, and a training step without pooling.
+A tenth of the disk that the trunk's maps take, and a training step without pooling. Which atoms a proposal has and how
+large they are is kept beside it: all that mining needs, so that training reads neither photos nor label maps again.
 """
 
 from __future__ import annotations
@@ -33,8 +34,27 @@ class SampleSource(Protocol):
 
 
 @dataclass(frozen=True)
+class Kept:
+    """All that training needs of N proposals: nothing with pixels.
+
+    Attributes:
+        pooled: float16 [N, 2 d].
+        members: bool [N, A].
+        atom_areas: float32 [A], pixels of the photo.
+    """
+
+    pooled: Tensor
+    members: Tensor
+    atom_areas: Tensor
+
+
+@dataclass(frozen=True)
 class PooledCache:
-    """Reads and fills the folder, one array ``pooled`` float16 [N, 2 d] per image; picklable, for loader workers."""
+    """Reads and fills the folder; picklable, for loader workers.
+
+    Per image the arrays ``pooled`` float16 [N, 2 d], ``members`` uint8 [N, A / 8] (bits) and ``atom_areas`` float32
+    [A]; older ones have the first alone.
+    """
 
     store: Store
 
@@ -62,6 +82,19 @@ class PooledCache:
             raise CimError("pooled features of other proposals", path=path, expected=count, found=len(pooled), fix=fix)
         return torch.from_numpy(pooled)
 
+    def kept(self, image_id: int | str) -> Kept | None:
+        """All that is kept of an image; None where there is nothing, or the pooled features alone."""
+        if not self.store.has(image_id):
+            return None
+        arrays = self.store.load(image_id)
+        if not {"pooled", "members", "atom_areas"} <= arrays.keys():
+            return None
+        pooled, areas = arrays["pooled"], arrays["atom_areas"]
+        members = np.unpackbits(arrays["members"], axis=1, count=len(areas)).astype(bool)
+        if len(members) != len(pooled):
+            raise CimError("damaged pooled features", path=self.store.path(image_id), fix=self.store.mend)
+        return Kept(torch.from_numpy(pooled), torch.from_numpy(members), torch.from_numpy(areas))
+
     @torch.inference_mode()
     def fill(self, model: CIMNet, source: SampleSource, side: int, device: torch.device) -> None:
         """Compute what is missing.
@@ -87,5 +120,10 @@ class PooledCache:
                 continue
             sample = sample.to(device)
             pooled = model.roi_head.pooled(model.features_of(sample), sample)
-            self.store.save(sample.image_id, pooled=pooled.clamp(-_LARGEST, _LARGEST).half().cpu().numpy())
+            self.store.save(
+                sample.image_id,
+                pooled=pooled.clamp(-_LARGEST, _LARGEST).half().cpu().numpy(),
+                members=np.packbits(sample.members.cpu().numpy(), axis=1),
+                atom_areas=sample.atom_areas.cpu().numpy(),
+            )
             PhotoTable(self.store.root).note(sample.image_id, photo)

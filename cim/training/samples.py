@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from cim.datasets.base import Record
 from cim.mining.told import told_of
 from cim.models.preprocess import normalise
 from cim.storage.published import PublishedProposals
+from cim.training.pooled_cache import Kept
 
 
 def make_sample(
@@ -65,13 +68,6 @@ def make_sample(
     if flip:
         image, atoms, grids = image[:, ::-1], atoms[:, ::-1], grids[:, :, ::-1]
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-    if clusters is None:
-        class_ids, cluster = np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.int64)
-    else:
-        class_ids, cluster = clusters.class_ids[rows], clusters.cluster[rows]
-    evidence = None if clusters is None or clusters.evidence is None else clusters.evidence[rows]
-    tags = np.zeros(num_classes, np.float32)
-    tags[list(record.tags)] = 1
     return Sample(
         image_id=record.image_id,
         image=normalise(image),
@@ -80,14 +76,51 @@ def make_sample(
         members=torch.from_numpy(members),
         atom_areas=torch.from_numpy(areas),
         atoms=_tensor(atoms),
-        proposal=torch.from_numpy(rows),
-        tags=torch.from_numpy(tags),
-        class_ids=_tensor(class_ids),
-        cluster=_tensor(cluster),
         overlaps=pairs,
-        evidence=None if evidence is None else _tensor(evidence),
         told=None if told is None else told.select(rows),
+        **_labelled(record, clusters, rows, num_classes),
     )
+
+
+def make_pooled_sample(record: Record, kept: Kept, clusters: Clusters | None, num_classes: int) -> Sample:
+    """The same from what a light head has made of all proposals before, without the photo: ``image``, ``boxes``,
+    ``grids`` and ``atoms`` are empty, and nothing is known beyond tags.
+
+    Raises:
+        CimError: first labels or tags that do not belong to it.
+    """
+    count = len(kept.members)
+    _check_labels(record, count, clusters, num_classes)
+    nothing = torch.zeros(0)
+    return Sample(
+        image_id=record.image_id,
+        image=nothing,
+        boxes=nothing,
+        grids=nothing,
+        members=kept.members,
+        atom_areas=kept.atom_areas,
+        atoms=nothing,
+        pooled=kept.pooled,
+        **_labelled(record, clusters, np.arange(count), num_classes),
+    )
+
+
+def _labelled(record: Record, clusters: Clusters | None, rows: np.ndarray, num_classes: int) -> dict[str, Any]:
+    """What a sample says of tags and first labels, and which proposals its rows are."""
+    if clusters is None:
+        class_ids, cluster = np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.int64)
+    else:
+        class_ids, cluster = clusters.class_ids[rows], clusters.cluster[rows]
+    evidence = None if clusters is None or clusters.evidence is None else clusters.evidence[rows]
+    tags = np.zeros(num_classes, np.float32)
+    tags[list(record.tags)] = 1
+    return {
+        "proposal": torch.from_numpy(rows),
+        "tags": torch.from_numpy(tags),
+        "class_ids": _tensor(class_ids),
+        "cluster": _tensor(cluster),
+        "evidence": None if evidence is None else _tensor(evidence),
+    }
 
 
 def overlaps_of(sample: Sample) -> Overlaps:
@@ -144,10 +177,15 @@ def _check(
             found=regions.size,
             fix="delete its file among the proposals, then make them again",
         )
-    if clusters is not None and len(clusters) != len(regions):
+    _check_labels(record, len(regions), clusters, num_classes)
+
+
+def _check_labels(record: Record, count: int, clusters: Clusters | None, num_classes: int) -> None:
+    what = f"of image {record.image_id}"
+    if clusters is not None and len(clusters) != count:
         raise CimError(
             f"first labels {what} belong to other proposals",
-            expected=f"{len(regions)} rows",
+            expected=f"{count} rows",
             found=len(clusters),
             fix="make the first labels again: cim labels",
         )

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cim.core.types import Sample
-from cim.datasets.base import Dataset
+from cim.core.types import Clusters, Sample
+from cim.datasets.base import Dataset, Record
 from cim.datasets.known import NOTHING
 from cim.storage.published import ClusterSource, RegionSource
 from cim.training.feature_cache import FeatureCache
 from cim.training.pooled_cache import PooledCache
-from cim.training.samples import make_sample
+from cim.training.samples import make_pooled_sample, make_sample
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,36 @@ class CIMSource:
             CimError: damaged photo or artefact, or artefacts that do not belong together.
         """
         side = int(rng.choice(self.sides))
-        return self.sample_at(index, side, self.flip and rng.random() < 0.5, rng)
+        kept = self._kept(index)
+        return self.sample_at(index, side, self.flip and rng.random() < 0.5, rng) if kept is None else kept
+
+    def _kept(self, index: int) -> Sample | None:
+        """The sample without its photo, where what is kept is enough: all proposals, nothing known beyond tags."""
+        record = self._record(index)
+        if self.pooled is None or not record.tags or record.known:
+            return None
+        kept = self.pooled.kept(record.image_id)
+        if kept is None or not 0 < len(kept.members) <= (self.max_proposals or len(kept.members)):
+            return None
+        return make_pooled_sample(record, kept, self._clusters(record), len(self.dataset.classes))
+
+    def _record(self, index: int) -> Record:
+        record = self.dataset[index if self.order is None else self.order[index]]
+        return record if self.known else replace(record, known=NOTHING)
+
+    def _clusters(self, record: Record) -> Clusters | None:
+        there = self.clusters is not None and self.clusters.has(record.image_id)
+        return self.clusters.load(record.image_id) if self.clusters is not None and there else None
 
     def sample_at(self, index: int, side: int, flip: bool, rng: np.random.Generator | None = None) -> Sample | None:
         """The same, at a given scale."""
-        record = self.dataset[index if self.order is None else self.order[index]]
+        record = self._record(index)
         if not record.tags or not self.regions.has(record.image_id):
             return None
-        if not self.known:
-            record = replace(record, known=NOTHING)
         regions = self.regions.load(record.image_id)
         if not len(regions):
             return None
-        clusters = None
-        if self.clusters is not None and self.clusters.has(record.image_id):
-            clusters = self.clusters.load(record.image_id)
+        clusters = self._clusters(record)
         sample = make_sample(record, regions, clusters, side, flip, len(self.dataset.classes), self.max_proposals, rng)
         if self.pooled is not None:
             return replace(sample, pooled=self.pooled.load(record.image_id, len(regions))[sample.proposal])
