@@ -81,6 +81,15 @@ def test_of_any_other_it_is_the_image_score(job):
     np.testing.assert_allclose(presence(net, photo), scores.sigmoid().numpy(), rtol=1e-5)
 
 
+def test_a_photo_of_nothing_has_a_probability_too(job):
+    net = net_of(job[0])
+    for module in net.trunk.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.zeros_(module.weight)  # the trunk responds alike everywhere: no figure
+    found = presence(net, np.full((40, 60, 3), 128, np.uint8))
+    assert found.shape == (2,) and ((found > 0) & (found < 1)).all()
+
+
 def test_it_is_kept_beside_the_scores_and_multiplies_them(job, tmp_path):
     config, _ = job
     store, net = stored(config), net_of(config)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cim.prm.fit import figure_mask
+from cim.prm.fit import figure_mask, mean_where
 from cim.prm.network import ResponseNet, prepare_photo
 
 
@@ -29,7 +29,7 @@ def presence(net: ResponseNet, photo: np.ndarray) -> np.ndarray:
     features = net.trunk(prepare_photo(photo, net.image_size)[None].to(device))
     maps = net.head(features).float()
     if net.score == "mean":
-        scores = maps[0][:, figure_mask(features)[0]].mean(1)
+        scores = mean_where(maps, figure_mask(features).float())[0]
     else:
         scores = net.image_scores(net.enlarge(maps))[0]
     return scores.sigmoid().cpu().numpy()

@@ -132,7 +132,7 @@ def pool_features(batches: Iterable[Tensor], folder: Path | None = None) -> Pool
                 features = features.float()
                 mask = figure_mask(features).float()
                 whole = features.mean((2, 3))
-                rows = torch.stack([whole, _mean_where(features, mask), _mean_where(features, 1 - mask)], 1)
+                rows = torch.stack([whole, mean_where(features, mask), mean_where(features, 1 - mask)], 1)
                 file.write(rows.cpu().numpy().tobytes())
                 total = total + whole.double().sum(0).cpu()
                 squares = squares + features.square().mean((2, 3)).double().sum(0).cpu()
@@ -151,7 +151,7 @@ def pool_features(batches: Iterable[Tensor], folder: Path | None = None) -> Pool
     return PooledPhotos(table[:, 0], table[:, 1], table[:, 2], centre, spread)
 
 
-def _mean_where(features: Tensor, mask: Tensor) -> Tensor:
+def mean_where(features: Tensor, mask: Tensor) -> Tensor:
     """[B, D, h, w] and float [B, h, w] -> [B, D]; the mean of all places where the mask is empty."""
     mask = torch.where(mask.sum((1, 2), keepdim=True) > 0, mask, torch.ones_like(mask))
     return torch.einsum("bdhw,bhw->bd", features, mask) / mask.sum((1, 2))[:, None]
