@@ -18,6 +18,7 @@ from cim.cli.common import run
 from cim.config.build import build_dataset
 from cim.config.loading import save_config
 from cim.config.schema import Config
+from cim.core.errors import CimError
 from cim.core.photo import read_photo
 from cim.inference.averaging import average_scores
 from cim.inference.detections import Selection, StoredScores, detect
@@ -100,6 +101,15 @@ def test_it_is_kept_beside_the_scores_and_multiplies_them(job, tmp_path):
             wanted = arrays["scores"] * arrays["presence"] ** power
             np.testing.assert_allclose(StoredScores(store, presence=power).load(record.image_id), wanted, rtol=1e-5)
         assert np.array_equal(StoredScores(store).load(record.image_id), arrays["scores"])
+
+
+def test_a_damaged_one_is_told(job, tmp_path):
+    store = Store.create(tmp_path / "d", "detections", {})
+    for number, wrong in enumerate((np.ones(3, np.float32), np.ones((1, 2), np.float32), np.ones(2, np.int64))):
+        store.save(number, scores=np.ones((4, 2), np.float32), mil=np.ones((4, 2), np.float32), presence=wrong)
+        with pytest.raises(CimError, match="damaged detections"):
+            StoredScores(store, presence=0.5).load(number)
+        assert StoredScores(store).load(number).shape == (4, 2)
 
 
 def test_selections_heed_it_but_for_other_branches(job, tmp_path):

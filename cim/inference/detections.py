@@ -66,13 +66,17 @@ class StoredScores:
             if name not in arrays:
                 raise CimError(f"no {name} in these detections", path=self.store.path(image_id), found=list(arrays))
         found = [arrays[name] for name in wanted]
+        fix = "delete it and run again"
         if any(array.ndim != 2 or array.dtype.kind != "f" or array.shape != found[0].shape for array in found):
-            fix = "delete it and run again"
             raise CimError("damaged detections file", path=self.store.path(image_id), expected="[N, C]", fix=fix)
         scores = np.prod(found, axis=0) ** np.float32(1 / len(wanted))
-        if self.presence and "presence" in arrays:
-            scores = scores * arrays["presence"] ** np.float32(self.presence)
-        return scores
+        if not self.presence or "presence" not in arrays:
+            return scores
+        there = arrays["presence"]
+        if there.dtype.kind != "f" or there.shape != scores.shape[1:]:
+            expected = f"presence of {scores.shape[1]} classes"
+            raise CimError("damaged detections file", path=self.store.path(image_id), expected=expected, fix=fix)
+        return scores * there ** np.float32(self.presence)
 
 
 class PublishedScores:
