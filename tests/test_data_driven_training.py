@@ -164,6 +164,11 @@ def test_photos_are_read_where_what_is_kept_is_not_enough(labelled: Config):
     store.save(record.image_id, pooled=store.load(record.image_id)["pooled"])  # as older versions did
     older = source.sample(0, np.random.default_rng(0))
     assert older.image.numel() and torch.equal(older.pooled, source.sample_at(0, 64, False).pooled)
+    whole = store.load(source.dataset[1].image_id)
+    for wrong in ({"members": whole["members"][:-1]}, {"members": whole["members"][0]}, {"atom_areas": np.ones(3)}):
+        store.save(record.image_id, **{**whole, **wrong})
+        with pytest.raises(CimError, match="damaged pooled features"):
+            source.sample(0, np.random.default_rng(0))
     store.remove(record.image_id)
     with pytest.raises(CimError):
         source.sample(0, np.random.default_rng(0))

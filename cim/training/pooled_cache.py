@@ -89,10 +89,11 @@ class PooledCache:
         arrays = self.store.load(image_id)
         if not {"pooled", "members", "atom_areas"} <= arrays.keys():
             return None
-        pooled, areas = arrays["pooled"], arrays["atom_areas"]
-        members = np.unpackbits(arrays["members"], axis=1, count=len(areas)).astype(bool)
-        if len(members) != len(pooled):
+        pooled, bits, areas = arrays["pooled"], arrays["members"], arrays["atom_areas"]
+        whole = bits.dtype == np.uint8 and bits.shape == (len(pooled), -(-areas.size // 8))
+        if pooled.ndim != 2 or areas.ndim != 1 or not whole:
             raise CimError("damaged pooled features", path=self.store.path(image_id), fix=self.store.mend)
+        members = np.unpackbits(bits, axis=1, count=len(areas)).astype(bool)
         return Kept(torch.from_numpy(pooled), torch.from_numpy(members), torch.from_numpy(areas))
 
     @torch.inference_mode()
