@@ -47,18 +47,19 @@ def stage(title: str, *command: object, beside: str | None = None) -> Stage:
 
 
 def preparation(
-    config: Path, val: bool, what: str = "photos", prompted: bool = False, beside: str | None = None
+    config: Path, val: bool, what: str = "photos", prompted: bool = False, together: bool = False
 ) -> list[Stage]:
     """Proposals, response network, first labels.
 
     Args:
         val: proposals of the validation photos too.
         prompted: the response network says where proposals are looked for, and so comes first.
-        beside: title of a stage that the response network is trained beside.
+        together: unless it comes first, the response network is trained beside the proposals.
     """
     proposals = [stage("proposals", "proposals", config, "--split", "train")]
     if val:
         proposals.append(stage(f"proposals of the validation {what}", "proposals", config, "--split", "val"))
+    beside = proposals[0].title if together and not prompted else None
     network = [stage("response network (PRM)", "prm", config, beside=beside)]
     first = [*network, *proposals] if prompted else [*proposals, *network]
     return [*first, stage("first labels", "labels", config)]

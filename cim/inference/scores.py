@@ -251,11 +251,16 @@ def check_scores(config: Config, split: str) -> None:
         Store.agreeing(paths.detections(split), "detections", made_from)
 
 
+def asks_presence(config: Config, split: str) -> bool:
+    """Whether the response network is to say which classes the photos of a split show."""
+    return bool(config.infer.presence) and split != config.data.train_split
+
+
 def presence_checkpoint(config: Config, split: str) -> Path | None:
     """The response network that says which classes the photos of a split show; None where tags do, nobody asks, or
     there is none."""
     path = RunPaths(config).prm_checkpoint
-    return path if config.infer.presence and split != config.data.train_split and path.is_file() else None
+    return path if asks_presence(config, split) and path.is_file() else None
 
 
 def _made_from(

@@ -69,8 +69,9 @@ class CIMSource:
         return record if self.known else replace(record, known=NOTHING)
 
     def _clusters(self, record: Record) -> Clusters | None:
-        there = self.clusters is not None and self.clusters.has(record.image_id)
-        return self.clusters.load(record.image_id) if self.clusters is not None and there else None
+        if self.clusters is None or not self.clusters.has(record.image_id):
+            return None
+        return self.clusters.load(record.image_id)
 
     def sample_at(self, index: int, side: int, flip: bool, rng: np.random.Generator | None = None) -> Sample | None:
         """The same, at a given scale."""

@@ -47,8 +47,7 @@ def _run(args: argparse.Namespace, run_dir: Path) -> int:
         "--seed",
         args.seed,
     )
-    prompted = settings[0].proposals.prompted
-    first = preparation(config, True, "pictures", prompted, beside=None if prompted else "proposals")
+    first = preparation(config, True, "pictures", prompted=settings[0].proposals.prompted, together=True)
     stages = [pictures, *first, *cim(config), *baselines(config, mist)]
     stages += pseudo_labels(config, "pictures")
     stages += [stage("Mask R-CNN", "refine", config)] if args.refine else []
@@ -105,7 +104,7 @@ def resolve(args: argparse.Namespace, run_dir: Path) -> tuple[Config, Config]:
 def mist_config(config: Config, run_dir: Path) -> Config:
     """The same experiment with MIST's mining: instances are the top-scoring regions themselves, not what holds them."""
     paths = RunPaths(config)
-    shared = {
+    shared = {  # but no kept features: both trainings, which run at once, would write them
         "proposals": str(paths.proposals("train")),
         "val_proposals": str(paths.proposals("val")),
         "first_labels": str(paths.first_labels),

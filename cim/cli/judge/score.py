@@ -18,6 +18,7 @@ from cim.evaluation.verdicts import judge_masks, keep_verdict
 from cim.inference.best_masks import best_masks
 from cim.inference.detections import Selection, detect, upload_name, write_upload
 from cim.inference.scores import (
+    asks_presence,
     detection_store,
     evaluation_dir,
     find_checkpoint,
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
             )
         response = presence_checkpoint(config, split)
         net = None if response is None else open_net(config, dataset)
-        if net is None and config.infer.presence and split != config.data.train_split:
+        if net is None and asks_presence(config, split):
             path = paths.prm_checkpoint  # prm.checkpoint names another
             logger.warning("no response network at %s: scores are those of regions alone (infer.presence)", path)
         made_from, packed = source.provenance, config.data.packed
