@@ -20,7 +20,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 from review_round import COLUMNS, cim, copied
@@ -29,6 +28,7 @@ from cim.cli.common import parser, run
 from cim.core.errors import CimError
 from cim.core.files import read_json, write_json, write_text
 from cim.datasets.base import Dataset
+from cim.datasets.drawn import deepest_pixel
 from cim.datasets.folder import open_folder
 from cim.evaluation.metrics_file import load_rows
 
@@ -48,7 +48,8 @@ def told_by(truth: dict[str, Any], tagged: dict[str, set[str]], folder: Path) ->
     classes = {line["id"]: line["name"] for line in truth["categories"]}
     objects = [(names[a["image_id"]], classes[a["category_id"]], a) for a in truth["annotations"]]
     write_numbers(tagged, Counter((photo, label) for photo, label, _ in objects), folder)
-    write_points(((photo, label, *deepest(a["segmentation"])) for photo, label, a in objects), folder)
+    clicks = [deepest_pixel(coco_mask.decode(a["segmentation"])) for _, _, a in objects]
+    write_points(((photo, label, *click) for (photo, label, _), click in zip(objects, clicks, strict=True)), folder)
     chosen = set(random.Random(0).sample(sorted(names.values()), max(round(SHARE * len(names)), 1)))
     images = [image for image in truth["images"] if image["file_name"] in chosen]
     masks = [a for photo, _, a in objects if photo in chosen]
@@ -79,13 +80,6 @@ def write_numbers(tagged: dict[str, set[str]], numbers: dict[tuple[str, str], in
 def write_points(points: Iterable[tuple[Any, ...]], folder: Path) -> None:
     lines = [",".join(map(str, point)) for point in points]
     write_text(folder / "points.csv", "\n".join(["image,label,x,y", *lines]) + "\n")
-
-
-def deepest(mask: Any) -> tuple[int, int]:
-    """The pixel (x, y) of a mask that lies deepest inside, where a person might click."""
-    depth = cv2.distanceTransform(np.pad(coco_mask.decode(mask), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(x), int(y)
 
 
 def tags_of(dataset: Dataset) -> dict[str, set[str]]:

@@ -228,11 +228,17 @@ def _write_points(path: Path, picture: Picture) -> None:
     """One line ``x y class confidence`` per object: the visible pixel deepest inside it, class from 0."""
     lines = []
     for class_id, mask in zip(picture.class_ids, picture.masks, strict=True):
-        depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-        y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        x, y = deepest_pixel(mask)
         lines.append(f"{x} {y} {class_id} 1.0")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def deepest_pixel(mask: np.ndarray) -> tuple[int, int]:
+    """The pixel (x, y) of a mask [H, W] that lies deepest inside, where a person might click."""
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return int(x), int(y)
 
 
 def _jpeg(image: np.ndarray) -> bytes:
