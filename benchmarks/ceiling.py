@@ -30,7 +30,8 @@ from cim.config.schema import Config
 from cim.core.errors import CimError
 from cim.core.files import read_json
 from cim.core.types import RoiScores
-from cim.engine.checkpoints import load_checkpoint
+from cim.engine.checkpoints import load_checkpoint, save_checkpoint
+from cim.evaluation.box_files import objects_of
 from cim.inference.scores import trained_model
 from cim.models.cim_net import CIMNet
 from cim.models.region_pool import RegionPool
@@ -45,26 +46,24 @@ RIGHT = 0.5  # box IoU from which a proposal is an instance
 def taught(config: Config, annotations: Path) -> list[tuple[Tensor, Tensor]]:
     """Pooled features float16 [N, 2 d] and box IoU with each class float32 [N, C], of every listed photo."""
     paths, content = RunPaths(config), read_json(annotations)
-    dataset, regions = build_dataset(config.data, "train"), open_regions(paths.proposals("train"))
+    objects = objects_of(content, annotations)
+    rows = {image["file_name"]: row for row, image in enumerate(content["images"])}
+    split = config.data.train_split
+    dataset, regions = build_dataset(config.data, split), open_regions(paths.proposals(split))
     cache = PooledCache(Store.open(paths.features, "pooled"))
-    classes = {line["id"]: dataset.classes.index(line["name"]) for line in content["categories"]}
-    objects: dict[str, list[tuple[int, list[float]]]] = {image["file_name"]: [] for image in content["images"]}
-    names = {image["id"]: image["file_name"] for image in content["images"]}
-    for line in content["annotations"]:
-        x, y, width, height = line["bbox"]
-        objects[names[line["image_id"]]].append((classes[line["category_id"]], [x, y, x + width, y + height]))
+    if unknown := set(objects.classes) - set(dataset.classes):
+        raise CimError("boxes of a class that the run does not know", path=annotations, found=min(unknown))
+    class_ids = np.array([dataset.classes.index(name) for name in objects.classes])[objects.class_ids]
     found = []
     for record in dataset:
-        there = objects.get(record.path.name)
-        kept = cache.kept(record.image_id) if there else None
-        if not there or kept is None:
+        there = np.flatnonzero(objects.photo == rows.get(record.path.name, -1))
+        kept = cache.kept(record.image_id) if len(there) else None
+        if kept is None:
             continue
-        overlap = box_iou(
-            torch.from_numpy(regions.load(record.image_id).boxes).float(), torch.tensor([box for _, box in there])
-        )
+        boxes = torch.from_numpy(regions.load(record.image_id).boxes).float()
+        overlap = box_iou(boxes, torch.from_numpy(objects.boxes[there]).float())
         target = torch.zeros(len(overlap), len(dataset.classes))
-        for column, (class_id, _) in enumerate(there):
-            target[:, class_id] = torch.maximum(target[:, class_id], overlap[:, column])
+        target.scatter_reduce_(1, torch.from_numpy(class_ids[there]).expand(overlap.shape), overlap, "amax")
         found.append((kept.pooled, target))
     if not found:
         raise CimError("no training photo of the run is listed", path=annotations)
@@ -131,8 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         photos = [photos[k] for k in np.random.default_rng(args.seed).permutation(len(photos))[: args.photos]]
     print(f"{len(photos)} photos with boxes")
     teach(model, model.roi_head, photos, args.updates, args.seed)
-    (args.output / "train").mkdir(parents=True, exist_ok=True)
-    torch.save({**state, "model": model.state_dict()}, args.output / "train" / "final.pth")
+    save_checkpoint(args.output / "train" / "final.pth", {**state, "model": model.state_dict()})
     cim("score", args.run / "config.yaml", "--checkpoint", args.output)
     cim("evaluate", args.run / "config.yaml", "--checkpoint", args.output, "--name", "taught by boxes")
 

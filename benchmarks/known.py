@@ -145,8 +145,11 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     if (args.data is None) != (args.weights is None):
         raise CimError("--data and --weights belong together")
-    args.folder.mkdir(parents=True, exist_ok=True)
     data: Path = args.data or args.folder / "pictures"
+    if args.data and "masks" in args.kinds and not (data / "train_instances.json").is_file():
+        fix = "--kinds tags numbers points"
+        raise CimError("no masks of training photos to tell", path=data / "train_instances.json", fix=fix)
+    args.folder.mkdir(parents=True, exist_ok=True)
     if not data.is_dir() and args.data is None:
         cim("draw", data)
     tagged = tags_of(open_folder(data / "images" / "train", data / "train_tags.csv"))

@@ -1,4 +1,4 @@
-"""benchmarks/ceiling.py: the light head learns what it is told, and is told what the annotations say."""
+"""benchmarks/ceiling.py: what its loss asks of the light head."""
 
 from __future__ import annotations
 
