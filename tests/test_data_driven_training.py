@@ -158,8 +158,10 @@ def test_photos_are_read_where_what_is_kept_is_not_enough(labelled: Config):
     assert len(fewer.proposal) == 5 and fewer.image.numel()
     record = source.dataset[0]
     counted = replace(record, known=Known(counts=((record.tags[0], 2),)))
-    told = replace(source, dataset=replace(source.dataset, records=(counted,)), known=True)
+    told = replace(source, dataset=replace(source.dataset, records=(counted,)), known="all")
     assert told.sample(0, np.random.default_rng(0)).told is not None
+    marked = replace(told, known="marked").sample(0, np.random.default_rng(0))
+    assert marked.told is None and not marked.image.numel()
     store = source.pooled.store
     store.save(record.image_id, pooled=store.load(record.image_id)["pooled"])  # as older versions did
     older = source.sample(0, np.random.default_rng(0))
@@ -182,6 +184,27 @@ def test_with_and_without_photos_training_is_the_same(labelled: Config, tmp_path
         "model"
     ]
     assert all(torch.equal(slow[name], value) for name, value in quick.items())
+
+
+def test_numbers_without_marks_do_not_steer_training_unless_asked(labelled: Config, tmp_path: Path):
+    tags = tmp_path / "counts.csv"
+    records = build_dataset(labelled.data, "train")
+    lines = [f"{r.path.name},{' '.join(f'{records.classes[tag]}*1' for tag in r.tags)}" for r in records]
+    tags.write_text("\n".join(["image,labels", *lines]) + "\n")
+    first_labels = str(Path(labelled.work_dir) / "first_labels")
+
+    def trained(name: str, **known: bool) -> Config:
+        data = labelled.data.model_copy(update={"tags": str(tags), "first_labels": first_labels})
+        changes = {"work_dir": str(tmp_path / name), "data": data, "known": labelled.known.model_copy(update=known)}
+        return labelled.model_copy(update=changes)
+
+    plain = load_checkpoint(train_cim(labelled))["model"]
+    told = load_checkpoint(train_cim(trained("told")))["model"]
+    assert all(torch.equal(told[name], value) for name, value in plain.items())
+    mined = load_checkpoint(train_cim(trained("mined", mining_numbers=True)))["model"]
+    assert any(not torch.equal(mined[name], value) for name, value in plain.items())
+    with pytest.raises(CimError, match="other settings"):
+        train_cim(trained("mined"))
 
 
 @pytest.mark.parametrize(("number", "again"), [(1, {"p1.png"}), (0, {f"p{n}.png" for n in range(6)})])

@@ -225,6 +225,14 @@ def test_a_larger_count_leaves_instances_to_be_found(shop):
     assert opened(shop, "points.csv")["a.jpg"].counts == ((0, 1), (1, 2))
 
 
+def test_what_is_marked_leaves_out_the_numbers_of_other_classes(shop):
+    write(shop / "points.csv", "image,label,x,y\na.jpg,cat,9,9\n")
+    known = opened(shop, "points.csv")["a.jpg"]
+    assert known.counts == ((0, 1), (1, 2))
+    assert known.marked() == Known(((0, 1),), known.marks)
+    assert known.marked().marked() == known.marked()
+
+
 def test_a_later_file_corrects_an_earlier_one_class_by_class(shop):
     write(shop / "first.csv", "image,label,x,y\na.jpg,dog,3,2\na.jpg,cat,9,9\n")
     write(shop / "second.csv", "image,label,x,y\na.jpg,dog,7,7\na.jpg,dog,8,8\n")

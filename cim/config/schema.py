@@ -234,7 +234,8 @@ class KnownConfig(Section):
     """Where what is known beyond tags is used (docs/ANNOTATE.md); without any of it, these change nothing."""
 
     first_labels: bool = True  # clusters from points, boxes, masks; as many peaks as instances
-    mining: bool = True  # pseudo ground truth of a class: the best disjoint set of so many
+    mining: bool = True  # pseudo ground truth of a marked class: the best disjoint set of so many
+    mining_numbers: bool = False  # of a class with a number and no mark, too: costs more than it brings
     selection: bool = True  # of pseudo labels: exactly so many, certain masks as they are
     evaluation: bool = False  # selection on the photos that results are judged on, too
 

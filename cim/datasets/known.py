@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cim.core.errors import CimError
 
@@ -56,6 +56,11 @@ class Known:
     def number(self, class_id: int) -> int | None:
         """How many instances of a class there are; None: not known."""
         return dict(self.counts).get(class_id)
+
+    def marked(self) -> Known:
+        """The same without the numbers of classes of which nothing is marked."""
+        marked = {mark.class_id for mark in self.marks}
+        return replace(self, counts=tuple(pair for pair in self.counts if pair[0] in marked))
 
 
 NOTHING = Known()

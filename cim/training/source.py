@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from cim.storage.published import ClusterSource, RegionSource
 from cim.training.feature_cache import FeatureCache
 from cim.training.pooled_cache import PooledCache
 from cim.training.samples import make_pooled_sample, make_sample
+
+Heeded = Literal["nothing", "marked", "all"]
+"""What is heeded of what is known of the photos beyond tags; "marked": not the numbers of classes of which nothing is
+marked."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class CIMSource:
         features: the frozen trunk's maps; needs ``flip`` off.
         pooled: what the light head makes of them, instead of these.
         order: photos of one round, rare classes more often (:func:`balanced_order`); None: each once.
-        known: heed what is known of the photos beyond tags.
+        known: what is heeded of what is known of the photos beyond tags.
     """
 
     dataset: Dataset
@@ -39,7 +44,7 @@ class CIMSource:
     features: FeatureCache | None = None
     pooled: PooledCache | None = None
     order: tuple[int, ...] | None = None
-    known: bool = False
+    known: Heeded = "nothing"
 
     def __len__(self) -> int:
         return len(self.dataset) if self.order is None else len(self.order)
@@ -66,7 +71,8 @@ class CIMSource:
 
     def _record(self, index: int) -> Record:
         record = self.dataset[index if self.order is None else self.order[index]]
-        return record if self.known else replace(record, known=NOTHING)
+        heeded = {"nothing": NOTHING, "marked": record.known.marked(), "all": record.known}
+        return replace(record, known=heeded[self.known])
 
     def _clusters(self, record: Record) -> Clusters | None:
         if self.clusters is None or not self.clusters.has(record.image_id):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cim.config.build import build_criterion, build_dataset, build_model
 from cim.config.device import resolve_device
 from cim.config.run_paths import RunPaths
-from cim.config.schema import Config, LossConfig, TrainConfig
+from cim.config.schema import Config, KnownConfig, LossConfig, TrainConfig
 from cim.core.errors import CimError
 from cim.core.types import Sample
 from cim.datasets.base import Dataset
@@ -42,7 +42,7 @@ from cim.training.lengths import Length, balanced_order
 from cim.training.pictures import MinedPictures
 from cim.training.samples import overlaps_of
 from cim.training.scene_source import Mixed
-from cim.training.source import CIMSource
+from cim.training.source import CIMSource, Heeded
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,8 @@ def _train(config: Config, device: torch.device) -> Path:
             tell_replaced(paths.train_dir, dataset, "CIM", FRESH_RUN)
         else:
             remember_photos(paths.train_dir, paths.proposals(config.data.train_split))
-    heeds = config.known.mining and dataset.known_digest is not None
-    source = CIMSource(dataset, regions, clusters, train.sides, train.flip, train.max_proposals, known=heeds)
+    sides, known = train.sides, heeded(config.known)
+    source = CIMSource(dataset, regions, clusters, sides, train.flip, train.max_proposals, known=known)
     torch.manual_seed(train.seed)
     model = build_model(config, len(dataset.classes))
     if train.start is not None:
@@ -246,6 +246,12 @@ def describe(config: Config, dataset: Dataset, regions: RegionSource) -> dict[st
         "photos_and_tags": dataset.digest,
         "tags": dataset.tags_digest,
         "trunk_file": weights_named(config.model.weights),
-        **({"known": dataset.known_digest} if config.known.mining and dataset.known_digest else {}),
     }
+    if config.known.mining and dataset.known_digest:
+        settings |= {"known": dataset.known_digest, "heeded": heeded(config.known)}
     return {"kind": "cim", "classes": list(dataset.classes), "config": whole, "settings": settings}
+
+
+def heeded(known: KnownConfig) -> Heeded:
+    """What mining heeds of what is known beyond tags."""
+    return "nothing" if not known.mining else "all" if known.mining_numbers else "marked"
