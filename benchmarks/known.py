@@ -12,7 +12,7 @@ the seeds beside the time a person needs to say so much, and what ``cim compare`
 from __future__ import annotations
 
 import argparse
-import csv
+import json
 import random
 import sys
 from collections import Counter
@@ -26,7 +26,7 @@ from review_round import COLUMNS, cim, copied
 
 from cim.cli.common import parser, run
 from cim.core.errors import CimError
-from cim.core.files import read_json, write_json, write_text
+from cim.core.files import read_json, write_text
 from cim.datasets.base import Dataset
 from cim.datasets.drawn import deepest_pixel
 from cim.datasets.folder import open_folder
@@ -53,33 +53,39 @@ def told_by(truth: dict[str, Any], tagged: dict[str, set[str]], folder: Path) ->
     chosen = set(random.Random(0).sample(sorted(names.values()), max(round(SHARE * len(names)), 1)))
     images = [image for image in truth["images"] if image["file_name"] in chosen]
     masks = [a for photo, _, a in objects if photo in chosen]
-    write_json(folder / "masks.json", {**truth, "images": images, "annotations": masks})
+    told(folder / "masks.json", [json.dumps({**truth, "images": images, "annotations": masks})])
 
 
 def told_in(data: Path, tagged: dict[str, set[str]], folder: Path) -> None:
     """The same from train_counts.csv and train_points.csv, but for masks; classes without a tag are left out."""
-    with open(data / "train_counts.csv", encoding="utf-8") as file:
-        numbers = {
-            (line["image"], label): int(number)
-            for line in csv.DictReader(file)
-            for label, _, number in (word.partition("*") for word in line["labels"].split())
-        }
+    counted = open_folder(data / "images" / "train", data / "train_counts.csv", known=[data / "train_points.csv"])
+    numbers, points = dict[tuple[str, str], int](), list[tuple[Any, ...]]()
+    for record in counted:
+        photo = record.path.name
+        numbers |= {(photo, counted.classes[class_id]): number for class_id, number in record.known.counts}
+        points += [(photo, counted.classes[m.class_id], *point) for m in record.known.marks for point in m.points]
     write_numbers(tagged, numbers, folder)
-    with open(data / "train_points.csv", encoding="utf-8") as file:
-        points = [(line["image"], line["label"], line["x"], line["y"]) for line in csv.DictReader(file)]
     write_points((point for point in points if point[1] in tagged.get(point[0], ())), folder)
 
 
 def write_numbers(tagged: dict[str, set[str]], numbers: dict[tuple[str, str], int], folder: Path) -> None:
     lines = ["image,labels"]
     for photo, tags in tagged.items():
+        if missing := [label for label in sorted(tags) if (photo, label) not in numbers]:
+            raise CimError(f"no number for {photo}", expected=" ".join(f"{label}*N" for label in missing))
         lines.append(f"{photo},{' '.join(f'{label}*{numbers[photo, label]}' for label in sorted(tags))}")
-    write_text(folder / "numbers.csv", "\n".join(lines) + "\n")
+    told(folder / "numbers.csv", lines)
 
 
 def write_points(points: Iterable[tuple[Any, ...]], folder: Path) -> None:
-    lines = [",".join(map(str, point)) for point in points]
-    write_text(folder / "points.csv", "\n".join(["image,label,x,y", *lines]) + "\n")
+    told(folder / "points.csv", ["image,label,x,y", *(",".join(map(str, point)) for point in points)])
+
+
+def told(path: Path, lines: Sequence[str]) -> None:
+    """Write the file unless it says so already: a run whose files are newer looks at all its stages again."""
+    text = "\n".join(lines) + "\n"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
 
 
 def tags_of(dataset: Dataset) -> dict[str, set[str]]:

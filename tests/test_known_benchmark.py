@@ -7,9 +7,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from cim.core.errors import CimError
 from cim.core.files import read_json
 from cim.datasets.drawn import make_demo
 from cim.datasets.folder import open_folder
@@ -63,13 +66,34 @@ def test_what_is_told_is_the_truth(pictures: Path, tmp_path: Path) -> None:
     assert told.known_digest is not None
 
 
-def test_classes_without_a_tag_are_not_told(tmp_path: Path) -> None:
+@pytest.fixture
+def counted(tmp_path: Path) -> Path:
+    """Two photos, their numbers and points."""
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    for name in ("a.jpg", "b.jpg"):
+        cv2.imwrite(str(tmp_path / "images" / "train" / name), np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "train_counts.csv").write_text("image,labels\na.jpg,cat*2 dog*1\nb.jpg,dog*3\n")
     (tmp_path / "train_points.csv").write_text("image,label,x,y\na.jpg,cat,1,2\na.jpg,dog,3,4\nb.jpg,dog,5,6\n")
+    return tmp_path
+
+
+def test_classes_without_a_tag_are_not_told(counted: Path, tmp_path: Path) -> None:
     tagged = {"a.jpg": {"cat"}, "b.jpg": {"dog"}}
-    known.told_in(tmp_path, tagged, tmp_path)
+    known.told_in(counted, tagged, tmp_path)
     assert (tmp_path / "numbers.csv").read_text() == "image,labels\na.jpg,cat*2\nb.jpg,dog*3\n"
-    assert (tmp_path / "points.csv").read_text() == "image,label,x,y\na.jpg,cat,1,2\nb.jpg,dog,5,6\n"
+    assert (tmp_path / "points.csv").read_text() == "image,label,x,y\na.jpg,cat,1.0,2.0\nb.jpg,dog,5.0,6.0\n"
+    files = [tmp_path / "numbers.csv", tmp_path / "points.csv"]
+    before = [path.stat().st_mtime_ns for path in files]
+    known.told_in(counted, tagged, tmp_path)
+    assert [path.stat().st_mtime_ns for path in files] == before  # nothing to look at again
     assert known.hours("tags", tmp_path, tagged) == pytest.approx(2 / 3600)
     assert known.hours("numbers", tmp_path, tagged) == pytest.approx(4 / 3600)
     assert known.hours("points", tmp_path, tagged) == pytest.approx((2 + 2 * 2.4) / 3600)
+
+
+def test_bad_files_are_one_line(counted: Path, tmp_path: Path) -> None:
+    with pytest.raises(CimError, match=r"no number for b\.jpg"):
+        known.told_in(counted, {"b.jpg": {"dog", "cat"}}, tmp_path)
+    (counted / "train_points.csv").write_text("image,label,x\na.jpg,cat,1\n")
+    with pytest.raises(CimError, match="train_points"):
+        known.told_in(counted, {"b.jpg": {"dog"}}, tmp_path)
