@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,20 +16,23 @@ from test_prm_tools import toy_config
 from cim.cli.common import run
 from cim.config.build import build_dataset, build_model
 from cim.config.loading import save_config
+from cim.config.run_paths import RunPaths
 from cim.config.schema import Config
 from cim.core.errors import CimError
-from cim.core.types import Clusters
+from cim.core.types import Clusters, Sample
 from cim.datasets.known import Known
 from cim.engine.checkpoints import load_checkpoint
-from cim.mining.losses import Criterion
+from cim.engine.run_logger import read_log
+from cim.mining.losses import Criterion, mil_loss
 from cim.mining.miners import CIMMiner
 from cim.prm.train import train_prm
 from cim.storage.published import open_clusters, open_regions
 from cim.storage.store import Store
+from cim.training.held_out import ImageLabelLosses
 from cim.training.kept import cached_pooled, calibrate, pools
 from cim.training.samples import overlaps_of
 from cim.training.source import CIMSource
-from cim.training.train import schedule_of, train_cim
+from cim.training.train import check_cim, schedule_of, train_cim
 
 
 @pytest.fixture
@@ -205,6 +209,52 @@ def test_numbers_without_marks_do_not_steer_training_unless_asked(labelled: Conf
     assert any(not torch.equal(mined[name], value) for name, value in plain.items())
     with pytest.raises(CimError, match="other settings"):
         train_cim(trained("mined"))
+
+
+def test_held_out_photos_decide_how_long_training_lasts(labelled: Config, tmp_path: Path, monkeypatch):
+    def with_share(name: str, share: float) -> Config:
+        data = labelled.data.model_copy(update={"first_labels": str(Path(labelled.work_dir) / "first_labels")})
+        train = labelled.train.model_copy(update={"held_out": share, "workers": 0, "least_updates": 4})
+        return labelled.model_copy(update={"work_dir": str(tmp_path / name), "data": data, "train": train})
+
+    read, falling = list[str](), itertools.count(0, -1)
+    sample = CIMSource.sample
+
+    def noted(self: CIMSource, index: int, rng: np.random.Generator) -> Sample | None:
+        found = sample(self, index, rng)
+        read.append(str(found.image_id))
+        return found
+
+    plain = load_checkpoint(train_cim(with_share("plain", 0)))["model"]
+    few = load_checkpoint(train_cim(with_share("few", 0.1)))["model"]  # less than one of six photos
+    assert all(torch.equal(few[name], value) for name, value in plain.items())
+    monkeypatch.setattr(CIMSource, "sample", noted)
+    monkeypatch.setattr("cim.training.held_out.ImageLabelLosses.__call__", lambda self, model: [next(falling)] * 2)
+    config = with_share("held", 0.34)
+    tags = [record.tags for record in build_dataset(config.data, "train")]
+    planned = schedule_of(config.train, tags)
+    train_cim(config)
+    log = read_log(RunPaths(config).train_dir / "log.jsonl")
+    updates = 2 * planned.steps[0]  # at the lower rate from then on: their loss, here, always falls
+    assert log[-1]["update"] == round(planned.updates * updates / planned.steps[0])
+    first = updates * planned.images_per_update
+    held = {str(r.image_id) for r in build_dataset(config.data, "train")} - set(read[:first])
+    assert len(held) == 2 and held <= set(read[first:])
+    check_cim(config, build_dataset(config.data, "train"))
+    with pytest.raises(CimError, match="held_out"):
+        check_cim(with_share("held", 0.5), build_dataset(config.data, "train"))
+
+
+def test_losses_of_held_out_photos_are_those_of_the_image_labels(labelled: Config):
+    source = filled(labelled)
+    torch.manual_seed(0)
+    model = build_model(labelled, 2).eval()
+    calibrate(model, source, torch.device("cpu"))
+    with torch.no_grad():
+        found = ImageLabelLosses(source, torch.device("cpu"), True)(model)
+        each = [source.sample_at(n, 64, False) for n in range(len(source))]
+        wanted = [mil_loss((scores := model(one)).cls, scores.det, one.tags, True) for one in each]
+    assert found == pytest.approx(torch.stack(wanted).tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("number", "again"), [(1, {"p1.png"}), (0, {f"p{n}.png" for n in range(6)})])

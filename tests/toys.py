@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cim.engine.fit import FitOptions, Schedule, fit
+from cim.engine.held_out import HeldOut
 
 
 class Numbers:
@@ -58,7 +59,7 @@ def toy_model() -> Net:
 
 
 def toy_fit(run_dir: Path, *, model: Net | None = None, source=None, step=toy_step, schedule=None, on_update=None,
-            meta: dict | None = None, **options) -> Path:  # fmt: skip
+            meta: dict | None = None, held_out: HeldOut | None = None, **options) -> Path:  # fmt: skip
     model = toy_model() if model is None else model
     settings = {"workers": 0, "checkpoint_every": 5, "log_every": 3, **options}
     return fit(
@@ -72,6 +73,7 @@ def toy_fit(run_dir: Path, *, model: Net | None = None, source=None, step=toy_st
         device="cpu",
         meta=meta or {"kind": "toy", "classes": ["a"], "config": {"lr": 0.002}},
         on_update=on_update,
+        held_out=held_out,
     )
 
 

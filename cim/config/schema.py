@@ -172,6 +172,8 @@ class TrainConfig(Section):
     least_updates: PositiveInt = 400  # limits of that rule
     most_updates: PositiveInt = 20000
     stretch: PositiveFloat = 1.0  # times what the rule says: less or more training
+    # share of the photos that is held out until the rate falls, which it then does once their loss stops falling
+    held_out: float = Field(default=0.0, ge=0, lt=1)
     # photos of rare classes come more often; 1: as often as those of common ones
     balance: float = Field(default=0.0, ge=0, le=1)
     start: str | None = None  # checkpoint of a trained network to go on from, with a schedule of its own

@@ -19,6 +19,7 @@ from torch import nn
 from cim.core.errors import CimError
 from cim.engine import distributed
 from cim.engine.checkpoints import Checkpoints, check_same_run, load_checkpoint, save_checkpoint
+from cim.engine.held_out import HeldOut, Patience
 from cim.engine.interrupts import polite_stop
 from cim.engine.loader import Source
 from cim.engine.run_logger import describe_run
@@ -42,6 +43,7 @@ def fit(
     device: str | torch.device,
     meta: dict[str, Any],
     on_update: Callable[[int, nn.Module], None] | None = None,
+    held_out: HeldOut | None = None,
 ) -> Path:
     """Train; continue where a killed run stopped; return at once when the run is complete.
 
@@ -54,6 +56,8 @@ def fit(
             environment.json.
         meta: JSON-able; "kind", "classes", "config"; "settings", if given, are compared when a run continues.
         on_update: called after every update with its number from 1, on the main process only.
+        held_out: images that decide when the rate falls; ``schedule`` then says what is planned, for the warm-up and
+            the proportions of its parts. Looked at by the main process.
 
     Returns:
         run_dir / "final.pth".
@@ -68,17 +72,18 @@ def fit(
     if not len(source):
         raise CimError("no images to train on", found="an empty data set")
     with distributed.session(device) as device, polite_stop() as stopping:
-        signature = signature_of(param_groups, len(source), schedule, options, meta)
+        patience = None if held_out is None else held_out.patience
+        signature = signature_of(param_groups, len(source), schedule, options, meta, patience)
         if distributed.from_main(distributed.is_main() and is_finished(run_dir, signature)):
             logger.info("already trained: %s", run_dir / "final.pth")
             return run_dir / "final.pth"
         meta = {**meta, "signature": signature}
-        run = Trainer(model, step, param_groups, schedule, options, device)
+        run = Trainer(model, step, param_groups, schedule, options, device, held_out)
         checkpoints = Checkpoints(run_dir / "checkpoints", options.keep_checkpoints)
         if distributed.is_main():
             run.restore(checkpoints.latest(), signature, checkpoints.folder)
             describe_run(run_dir, meta, device)
-        run.update, run.used = distributed.from_main((run.update, run.used))
+        run.update, run.used, run.looks = distributed.from_main((run.update, run.used, run.looks))
         distributed.share_state(model, run.optimizer, run.scaler)
         run.train(source, meta, run_dir, checkpoints, stopping, on_update)
         if distributed.is_main():
@@ -88,7 +93,12 @@ def fit(
 
 
 def signature_of(
-    param_groups: list[dict[str, Any]], images: int, schedule: Schedule, options: FitOptions, meta: dict[str, Any]
+    param_groups: list[dict[str, Any]],
+    images: int,
+    schedule: Schedule,
+    options: FitOptions,
+    meta: dict[str, Any],
+    patience: Patience | None = None,
 ) -> dict[str, Any]:
     """What must be equal for a run to be continued or taken as done; arguments as of :func:`fit`."""
     groups = [
@@ -103,6 +113,7 @@ def signature_of(
         "schedule": {**asdict(schedule), "steps": list(schedule.steps)},
         **{name: getattr(options, name) for name in keep},
         **({"settings": meta["settings"]} if "settings" in meta else {}),
+        **({} if patience is None else {"held_out": asdict(patience)}),
     }
 
 

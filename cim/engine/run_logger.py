@@ -27,7 +27,15 @@ from cim.engine.update_stats import UpdateStats
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = ("loss", "lr", "grad_norm", "images_per_second", "data_wait", "memory_mb")  # by TensorBoard, as run/...
+_SHOWN = (
+    "loss",
+    "held_out",
+    "lr",
+    "grad_norm",
+    "images_per_second",
+    "data_wait",
+    "memory_mb",
+)  # by TensorBoard, as run/...
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -112,6 +120,11 @@ class RunLogger:
             self._broken = True
         else:
             self._broken = False
+
+    def expect(self, updates: int) -> None:
+        """So many updates in all from now on."""
+        self._bar.total = updates
+        self._bar.refresh()
 
     def close(self) -> None:
         """End the progress bar."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cim.core.errors import CimError
 from cim.engine import distributed
 from cim.engine.checkpoints import FRESH_RUN, Checkpoints, check_same_run
+from cim.engine.held_out import HeldOut
 from cim.engine.loader import Source, share, step_seed, stream
 from cim.engine.read_ahead import WorkerDied
 from cim.engine.run_logger import RunLogger
@@ -42,6 +43,7 @@ class Trainer:
         schedule: Schedule,
         options: FitOptions,
         device: torch.device,
+        held_out: HeldOut | None = None,
     ) -> None:
         if distributed.world() > schedule.images_per_update:
             raise CimError(
@@ -50,7 +52,8 @@ class Trainer:
                 found=distributed.world(),
                 fix="start fewer processes or raise images_per_update",
             )
-        self.model, self.step, self.schedule, self.options, self.device = model, step, schedule, options, device
+        self.model, self.step, self.planned, self.options, self.device = model, step, schedule, options, device
+        self.held_out = held_out
         model.to(device).train()
         distributed.share_norms(model, device)
         self.optimizer = _OPTIMIZERS[options.optimizer](param_groups, lr=0.0)
@@ -58,6 +61,16 @@ class Trainer:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self.update, self.used = 0, 0
+        self.looks: list[list[float]] = []  # losses of the held-out images
+
+    @property
+    def schedule(self) -> Schedule:
+        """As far as it is known."""
+        return self.planned if self.held_out is None else self.held_out.patience.settle(self.planned, self.looks)
+
+    def waiting(self) -> bool:
+        """Whether the held-out images are yet to say when the rate falls."""
+        return self.held_out is not None and self.held_out.patience.turn(self.looks) is None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides ``meta``."""
@@ -67,6 +80,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "update": self.update,
             "used": self.used,
+            **({} if self.held_out is None else {"looks": self.looks}),
         }
 
     def restore(self, state: dict[str, Any] | None, signature: dict[str, Any], where: Path) -> None:
@@ -86,7 +100,7 @@ class Trainer:
                 "checkpoint of another network", path=where, found=" ".join(str(error).split())[:200], fix=FRESH_RUN
             ) from error
         self.scaler.load_state_dict(state["scaler"])
-        self.update, self.used = state["update"], state["used"]
+        self.update, self.used, self.looks = state["update"], state["used"], list(state.get("looks", []))
         logger.info("continuing after update %d of %d", self.update, self.schedule.updates)
 
     def train(
@@ -119,11 +133,16 @@ class Trainer:
                     raise KeyboardInterrupt from None
                 norm, stop = self.apply(stats, stopping.is_set(), len(source))
                 self.update += 1
+                if self.waiting() and self.look():
+                    last, items = self.schedule.updates, self.images(source)
+                    if log is not None:
+                        log.expect(last)
                 save = self.update < last and (stop or self.update % self.options.checkpoint_every == 0)
                 if log is not None:
                     log.add(stats.means(self.options.reduction), stats)
                     if save or self.update % log.every == 0 or self.update == last:
-                        log.flush(self.update, lr=rate, grad_norm=norm)
+                        seen = {"held_out": sum(self.looks[-1]) / len(self.looks[-1])} if self.looks else {}
+                        log.flush(self.update, lr=rate, grad_norm=norm, **seen)
                     if on_update is not None:
                         on_update(self.update, self.model)
                         self.model.train()
@@ -136,10 +155,26 @@ class Trainer:
             if log is not None:
                 log.close()
 
+    def look(self) -> bool:
+        """Look at the held-out images if it is time; whether the rate falls from here on."""
+        if self.held_out is None or self.update % self.held_out.patience.every:
+            return False
+        self.model.eval()
+        with torch.no_grad():
+            self.looks.append(distributed.from_main(self.held_out.losses(self.model) if distributed.is_main() else []))
+        self.model.train()
+        if self.waiting():
+            return False
+        if distributed.is_main():
+            text = "held-out images gain no more: the learning rate falls after update %d, %d in all"
+            logger.info(text, self.update, self.schedule.updates)
+        return True
+
     def images(self, source: Source) -> Iterator[tuple[int, Any]]:
-        """(position, sample) of this process's images, from where the run stands."""
+        """(position, sample) of this process's images, from where the run stands; none that are held out while they
+        decide."""
         return stream(
-            source,
+            self.held_out.source if self.held_out is not None and self.waiting() else source,
             images_per_update=self.schedule.images_per_update,
             start=self.update,
             stop=self.schedule.updates,

@@ -29,6 +29,7 @@ from cim.storage.photos import remember_photos, tell_replaced
 from cim.storage.published import RegionSource, open_regions
 from cim.storage.store import Store
 from cim.training.artefacts import check_images, open_artefacts
+from cim.training.held_out import hold_out, patience_of
 from cim.training.kept import (
     cached_features,
     cached_pooled,
@@ -106,8 +107,9 @@ def _train(config: Config, device: torch.device) -> Path:
     criterion = build_criterion(config.mining, config.loss)
     if distributed.is_main() and not paths.checkpoint.is_file():
         minutes = schedule.updates * train.images_per_update * pass_seconds(model, source, criterion, device) / 60
-        text = "%d updates of %d photos, about %.0f minutes from the start on one process"
-        logger.info(text, schedule.updates, train.images_per_update, max(minutes, 1))
+        text = "%d updates of %d photos, about %.0f minutes from the start on one process%s"
+        open_end = ", fewer or more as held-out photos say" if train.held_out else ""
+        logger.info(text, schedule.updates, train.images_per_update, max(minutes, 1), open_end)
     pictures = MinedPictures(source.sample_at, len(source), criterion, dataset.classes, min(train.sides), device)
 
     def on_update(update: int, model: nn.Module) -> None:
@@ -125,6 +127,7 @@ def _train(config: Config, device: torch.device) -> Path:
         device=device,
         meta=describe(config, dataset, regions),
         on_update=on_update,
+        held_out=hold_out(source, seen, train, schedule, criterion.stable, device),
     )
 
 
@@ -146,11 +149,14 @@ def check_cim(config: Config, dataset: Dataset) -> None:
     untrained = config.model.model_copy(update={"weights": RANDOM})
     model = build_model(config.model_copy(update={"model": untrained}), len(dataset.classes))
     proposed = regions.seen()
-    schedule = schedule_of(train, [record.tags for record in dataset if proposed(record.image_id)])
+    tags = [record.tags for record in dataset if proposed(record.image_id)]
+    schedule = schedule_of(train, tags)
     images = len(_order(dataset, train)) if train.balance else len(dataset)
     images += scenes_among(images, train)
     meta = describe(config, dataset, regions)
-    is_finished(paths.train_dir, signature_of(groups_of(model, train), images, schedule, options_of(train), meta))
+    patience = patience_of(train, schedule, sum(map(bool, tags)))
+    expected = signature_of(groups_of(model, train), images, schedule, options_of(train), meta, patience)
+    is_finished(paths.train_dir, expected)
 
 
 def _order(dataset: Dataset, train: TrainConfig) -> tuple[int, ...]:
@@ -247,6 +253,8 @@ def describe(config: Config, dataset: Dataset, regions: RegionSource) -> dict[st
         "tags": dataset.tags_digest,
         "trunk_file": weights_named(config.model.weights),
     }
+    if config.train.held_out:
+        settings |= {"held_out": config.train.held_out}
     if config.known.mining and dataset.known_digest:
         settings |= {"known": dataset.known_digest, "heeded": heeded(config.known)}
     return {"kind": "cim", "classes": list(dataset.classes), "config": whole, "settings": settings}

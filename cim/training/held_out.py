@@ -1,0 +1,82 @@
+"""Photos that decide how long CIM trains (:mod:`cim.engine.held_out`): does it still learn to tell what they show?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from cim.config.schema import TrainConfig
+from cim.engine.held_out import HeldOut, Patience
+from cim.engine.schedule import Schedule
+from cim.mining.losses import mil_loss
+from cim.training.scene_source import Mixed
+from cim.training.source import CIMSource
+
+MOST = 100  # photos: with more every look takes longer and says the same
+LOOKS = 20  # until the learning rate would fall as planned
+LEAST, LATEST = 0.5, 2.0  # of what is planned
+WAITED = 4  # looks without a gain
+
+
+def patience_of(train: TrainConfig, planned: Schedule, tagged: int) -> Patience | None:
+    """When the rate falls, with so many photos that have tags; None: as planned, nothing is held out."""
+    if not planned.steps or not held_out_of(train, tagged):
+        return None
+    every = max(planned.steps[0] // LOOKS, 1)
+    least, most = (max(math.ceil(share * planned.steps[0] / every), 1) for share in (LEAST, LATEST))
+    return Patience(every, WAITED, least, most)
+
+
+def held_out_of(train: TrainConfig, tagged: int) -> int:
+    """How many of so many photos with tags are held out."""
+    return min(int(train.held_out * tagged), MOST)
+
+
+def hold_out(
+    photos: CIMSource,
+    mixed: CIMSource | Mixed,
+    train: TrainConfig,
+    planned: Schedule,
+    stable: bool,
+    device: torch.device,
+) -> HeldOut | None:
+    """What :func:`cim.engine.fit.fit` asks for; None: nothing is held out.
+
+    Args:
+        mixed: what is trained on: the photos, perhaps among scenes, which are never held out.
+        stable: of the loss, see :mod:`cim.mining.losses`.
+    """
+    proposed = photos.regions.seen()
+    tagged = [n for n, record in enumerate(photos.dataset) if record.tags and proposed(record.image_id)]
+    patience = patience_of(train, planned, len(tagged))
+    if patience is None:
+        return None
+    drawn = np.random.default_rng([train.seed, len(tagged)]).permutation(tagged)
+    numbers = frozenset(drawn[: held_out_of(train, len(tagged))].tolist())
+    order = range(len(photos.dataset)) if photos.order is None else photos.order
+    rest = replace(photos, order=tuple(n for n in order if n not in numbers))
+    others = replace(mixed, photos=rest) if isinstance(mixed, Mixed) else rest
+    losses = ImageLabelLosses(replace(photos, order=tuple(sorted(numbers))), device, stable)
+    return HeldOut(patience, others, losses)
+
+
+@dataclass(frozen=True)
+class ImageLabelLosses:
+    """The loss of the image labels (METHOD section 6) of every photo of a source, drawn the same each time."""
+
+    photos: CIMSource
+    device: torch.device
+    stable: bool
+
+    def __call__(self, model: nn.Module) -> list[float]:
+        losses = list[torch.Tensor]()
+        for number in range(len(self.photos)):
+            sample = self.photos.sample(number, np.random.default_rng(number))
+            if sample is not None:
+                scores = model(sample := sample.to(self.device))
+                losses.append(mil_loss(scores.cls.float(), scores.det.float(), sample.tags, self.stable))
+        return torch.stack(losses).tolist()
