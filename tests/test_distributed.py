@@ -16,6 +16,7 @@ from toys import Numbers, toy_fit, toy_model, toy_step
 
 from cim.core.errors import CimError
 from cim.engine.fit import FitOptions, Schedule, distributed, load_checkpoint
+from cim.engine.held_out import HeldOut, Patience
 from cim.engine.trainer import Trainer
 
 SCHEDULE = Schedule(4, 24, steps=(12,))
@@ -27,7 +28,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def worker(rank: int, world: int, ports: tuple[int, int], run_dir: str, optimizer: str) -> None:
+def held_out() -> HeldOut:
+    return HeldOut(Patience(3, 2, 2, 6), Numbers(17), lambda net: net(torch.ones(6), extra=True).square().tolist())
+
+
+def worker(rank: int, world: int, ports: tuple[int, int], run_dir: str, optimizer: str, watched: bool) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", WORLD_SIZE=str(world), RANK=str(rank), LOCAL_RANK=str(rank))
 
@@ -42,7 +47,8 @@ def worker(rank: int, world: int, ports: tuple[int, int], run_dir: str, optimize
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(rank)  # only the main process's weights may count
-        toy_fit(Path(run_dir), model=model, schedule=SCHEDULE, on_update=stop, optimizer=optimizer)
+        images = held_out() if watched else None
+        toy_fit(Path(run_dir), model=model, schedule=SCHEDULE, on_update=stop, optimizer=optimizer, held_out=images)
         torch.save(model.state_dict(), Path(run_dir, f"weights{rank}.pt"))
 
     try:
@@ -52,14 +58,16 @@ def worker(rank: int, world: int, ports: tuple[int, int], run_dir: str, optimize
     train(ports[1], stop_after=-1)  # a new port: the old meeting point may still be closing
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_two_processes_equal_one(tmp_path: Path, optimizer: str):
+@pytest.mark.parametrize(("optimizer", "watched"), [("sgd", False), ("adamw", False), ("sgd", True)])
+def test_two_processes_equal_one(tmp_path: Path, optimizer: str, watched: bool):
     """Different weights at first, stopped half-way, continued: the same updates as one process's, on both."""
-    one = load_checkpoint(toy_fit(tmp_path / "one", schedule=SCHEDULE, optimizer=optimizer))["model"]
+    alone = toy_fit(tmp_path / "one", schedule=SCHEDULE, optimizer=optimizer, held_out=held_out() if watched else None)
+    one = load_checkpoint(alone)["model"]
     two = tmp_path / "two"
     two.mkdir()
     ports = (free_port(), free_port())
-    processes = mp.start_processes(worker, (2, ports, str(two), optimizer), nprocs=2, start_method="spawn", join=False)
+    arguments = (2, ports, str(two), optimizer, watched)
+    processes = mp.start_processes(worker, arguments, nprocs=2, start_method="spawn", join=False)
     deadline = time.monotonic() + 120
     while not processes.join(timeout=1):
         if time.monotonic() > deadline:

@@ -83,7 +83,7 @@ def fit(
         if distributed.is_main():
             run.restore(checkpoints.latest(), signature, checkpoints.folder)
             describe_run(run_dir, meta, device)
-        run.update, run.used, run.looks = distributed.from_main((run.update, run.used, run.looks))
+        run.stand(*distributed.from_main((run.update, run.used, run.looks)))
         distributed.share_state(model, run.optimizer, run.scaler)
         run.train(source, meta, run_dir, checkpoints, stopping, on_update)
         if distributed.is_main():

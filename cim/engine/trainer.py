@@ -60,17 +60,15 @@ class Trainer:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-        self.update, self.used = 0, 0
-        self.looks: list[list[float]] = []  # losses of the held-out images
+        self.stand(0, 0, [])
 
-    @property
-    def schedule(self) -> Schedule:
-        """As far as it is known."""
-        return self.planned if self.held_out is None else self.held_out.patience.settle(self.planned, self.looks)
-
-    def waiting(self) -> bool:
-        """Whether the held-out images are yet to say when the rate falls."""
-        return self.held_out is not None and self.held_out.patience.turn(self.looks) is None
+    def stand(self, update: int, used: int, looks: list[list[float]]) -> None:
+        """Stand after so many updates and used images, and these looks at the held-out ones; what follows from them."""
+        self.update, self.used, self.looks = update, used, looks
+        self.schedule, self.waiting = self.planned, False  # as far as known; whether held-out images are yet to speak
+        if self.held_out is not None:
+            self.schedule = self.held_out.patience.settle(self.planned, looks)
+            self.waiting = self.held_out.patience.turn(looks) is None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides ``meta``."""
@@ -100,7 +98,7 @@ class Trainer:
                 "checkpoint of another network", path=where, found=" ".join(str(error).split())[:200], fix=FRESH_RUN
             ) from error
         self.scaler.load_state_dict(state["scaler"])
-        self.update, self.used, self.looks = state["update"], state["used"], list(state.get("looks", []))
+        self.stand(state["update"], state["used"], state.get("looks", []))
         logger.info("continuing after update %d of %d", self.update, self.schedule.updates)
 
     def train(
@@ -133,7 +131,7 @@ class Trainer:
                     raise KeyboardInterrupt from None
                 norm, stop = self.apply(stats, stopping.is_set(), len(source))
                 self.update += 1
-                if self.waiting() and self.look():
+                if self.waiting and self.look():
                     last, items = self.schedule.updates, self.images(source)
                     if log is not None:
                         log.expect(last)
@@ -161,9 +159,10 @@ class Trainer:
             return False
         self.model.eval()
         with torch.no_grad():
-            self.looks.append(distributed.from_main(self.held_out.losses(self.model) if distributed.is_main() else []))
+            latest = distributed.from_main(self.held_out.losses(self.model) if distributed.is_main() else [])
         self.model.train()
-        if self.waiting():
+        self.stand(self.update, self.used, [*self.looks, latest])
+        if self.waiting:
             return False
         if distributed.is_main():
             text = "held-out images gain no more: the learning rate falls after update %d, %d in all"
@@ -174,7 +173,7 @@ class Trainer:
         """(position, sample) of this process's images, from where the run stands; none that are held out while they
         decide."""
         return stream(
-            self.held_out.source if self.held_out is not None and self.waiting() else source,
+            self.held_out.source if self.held_out is not None and self.waiting else source,
             images_per_update=self.schedule.images_per_update,
             start=self.update,
             stop=self.schedule.updates,
