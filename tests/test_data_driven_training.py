@@ -226,8 +226,9 @@ def test_held_out_photos_decide_how_long_training_lasts(labelled: Config, tmp_pa
         return found
 
     plain = load_checkpoint(train_cim(with_share("plain", 0)))["model"]
-    few = load_checkpoint(train_cim(with_share("few", 0.1)))["model"]  # less than one of six photos
+    few = load_checkpoint(train_cim(with_share("few", 0.34)))["model"]  # two of six photos say nothing
     assert all(torch.equal(few[name], value) for name, value in plain.items())
+    monkeypatch.setattr("cim.training.held_out.FEWEST", 2)
     monkeypatch.setattr(CIMSource, "sample", noted)
     monkeypatch.setattr("cim.training.held_out.ImageLabelLosses.__call__", lambda self, model: [next(falling)] * 2)
     config = with_share("held", 0.34)

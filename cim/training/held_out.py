@@ -16,6 +16,7 @@ from cim.mining.losses import mil_loss
 from cim.training.scene_source import Mixed
 from cim.training.source import CIMSource
 
+FEWEST = 20  # photos: fewer do not agree on any gain, and training ended early (docs/RESULTS.md)
 MOST = 100  # photos: with more every look takes longer and says the same
 LOOKS = 20  # until the learning rate would fall as planned
 LEAST, LATEST = 0.5, 2.0  # of what is planned
@@ -32,8 +33,9 @@ def patience_of(train: TrainConfig, planned: Schedule, tagged: int) -> Patience 
 
 
 def held_out_of(train: TrainConfig, tagged: int) -> int:
-    """How many of so many photos with tags are held out."""
-    return min(int(train.held_out * tagged), MOST)
+    """How many of so many photos with tags are held out; none where they would be too few to say anything."""
+    count = min(int(train.held_out * tagged), MOST)
+    return count if count >= FEWEST else 0
 
 
 def hold_out(

@@ -105,10 +105,11 @@ def _train(config: Config, device: torch.device) -> Path:
         source = replace(source, order=_order(dataset, train))
     seen: CIMSource | Mixed = source if not train.scenes else with_scenes(config, model, source, device)
     criterion = build_criterion(config.mining, config.loss)
+    held_out = hold_out(source, seen, train, schedule, criterion.stable, device)
     if distributed.is_main() and not paths.checkpoint.is_file():
         minutes = schedule.updates * train.images_per_update * pass_seconds(model, source, criterion, device) / 60
         text = "%d updates of %d photos, about %.0f minutes from the start on one process%s"
-        open_end = ", fewer or more as held-out photos say" if train.held_out else ""
+        open_end = "" if held_out is None else ", fewer or more as held-out photos say"
         logger.info(text, schedule.updates, train.images_per_update, max(minutes, 1), open_end)
     pictures = MinedPictures(source.sample_at, len(source), criterion, dataset.classes, min(train.sides), device)
 
@@ -127,7 +128,7 @@ def _train(config: Config, device: torch.device) -> Path:
         device=device,
         meta=describe(config, dataset, regions),
         on_update=on_update,
-        held_out=hold_out(source, seen, train, schedule, criterion.stable, device),
+        held_out=held_out,
     )
 
 
