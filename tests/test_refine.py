@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -27,13 +28,23 @@ from cim.config.schema import RefineConfig
 from cim.core.errors import CimError
 from cim.core.photo import read_photo
 from cim.engine.checkpoints import load_checkpoint
+from cim.engine.run_logger import read_log
 from cim.evaluation.bootstrap import Difference
 from cim.labels.export import NAME, label_path
 from cim.mask_rcnn.detect import MaskDetector, load_detector
 from cim.mask_rcnn.pixels import mask_boxes, pasted, target_size
 from cim.mask_rcnn.scenes import PastedScenes
 from cim.mask_rcnn.source import LabelSource, open_labels
-from cim.mask_rcnn.train import _param_groups, refine_step, schedule_of, train_mask_rcnn, with_scenes
+from cim.mask_rcnn.train import (
+    LabelLosses,
+    _fed,
+    _param_groups,
+    hold_out,
+    refine_step,
+    schedule_of,
+    train_mask_rcnn,
+    with_scenes,
+)
 from cim.models import mask_rcnn
 from cim.models.mask_rcnn import BUILDS, UNKNOWN, build_mask_rcnn, weighted_box_losses, weighted_mask_loss
 
@@ -536,6 +547,29 @@ def test_as_long_as_the_rule_says():
     assert schedule_of(config.model_copy(update={"stretch": 2}), labels).updates == 2100
     assert schedule_of(config, [[1]] * 20).updates == 400  # the floor
     assert schedule_of(RefineConfig(), labels).updates == 18000
+
+
+def test_held_out_photos_decide_how_long(tmp_path, monkeypatch):
+    """Their losses are the same each time and change no random state; they are held out until the rate falls."""
+    monkeypatch.setattr("cim.training.held_out.FEWEST", 2)
+    path, labels, photos = short_run(tmp_path, updates=4, step=[2], held_out=0.5)
+    config = load_config(path)
+    fed = _fed(config, labels, photos)
+    held_out = hold_out(fed, config.refine, torch.device("cpu"))
+    assert len(held_out.source) + len(held_out.losses.photos) == len(fed.source)
+    assert {p.path for p in held_out.source.photos}.isdisjoint({p.path for p in held_out.losses.photos.photos})
+    model = build_mask_rcnn("mobilenet_fpn", len(fed.classes), "none", 48, 64)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        first, second = held_out.losses(model), held_out.losses(model)
+    assert first == second and len(first) == len(held_out.losses.photos) and torch.equal(state, torch.get_rng_state())
+    assert not model.training
+    falling = itertools.count(0, -1)
+    monkeypatch.setattr(LabelLosses, "__call__", lambda self, model: [next(falling)] * 2)
+    train_mask_rcnn(config, labels, photos)
+    log = read_log(RunPaths(config).refine_dir / "log.jsonl")
+    assert log[-1]["update"] == 8  # twice as long as planned: the loss, here, always falls
+    assert hold_out(fed, config.refine.model_copy(update={"held_out": 0.1}), torch.device("cpu")) is None
 
 
 def test_no_labels_yet(tmp_path, capsys):

@@ -254,6 +254,7 @@ class RefineConfig(Section):
     step: tuple[int, ...] = (12000, 16000)
     epochs: PositiveFloat | None = None  # instead of updates and step, as train.epochs, with its floor and ceiling
     stretch: PositiveFloat = 1.0  # times what that rule says
+    held_out: float = Field(default=0.0, ge=0, lt=1)  # as train.held_out
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.02
     trunk_lr_factor: float = Field(default=1.0, gt=0)  # the trunk's rate as a fraction of lr

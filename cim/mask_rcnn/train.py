@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,17 +19,19 @@ from cim.config.schema import Config, RefineConfig
 from cim.core.errors import CimError
 from cim.engine.checkpoints import FRESH_RUN, load_checkpoint
 from cim.engine.fit import FitOptions, Schedule, fit, is_finished, signature_of
+from cim.engine.held_out import HeldOut
 from cim.engine.loader import Source
 from cim.mask_rcnn.scenes import PastedScenes
 from cim.mask_rcnn.source import LabelSource, open_labels
 from cim.models.backbones import RANDOM, weights_named
 from cim.models.mask_rcnn import UNKNOWN, build_mask_rcnn
+from cim.training.held_out import draw_held_out, patience_of
 from cim.training.lengths import Length
 from cim.training.scene_source import Mixed
 
 logger = logging.getLogger(__name__)
 
-_LATER = ("scenes",)  # settings that version 0.1 did not know: its runs continue while these are off
+_LATER = ("scenes", "held_out")  # settings that version 0.1 did not know: its runs continue while these are off
 STEP = 0.8  # share of the updates after which the rate falls, where a rule sets their number
 
 
@@ -49,6 +53,7 @@ def train_mask_rcnn(config: Config, labels: Path, images: Path | None = None, ru
     fed = _fed(config, labels, images)
     torch.manual_seed(refine.seed)
     model = build_mask_rcnn(refine.backbone, len(fed.classes), refine.weights, refine.min_side, refine.max_side)
+    device = resolve_device(config.device)
     return fit(
         model,
         fed.source,
@@ -57,9 +62,45 @@ def train_mask_rcnn(config: Config, labels: Path, images: Path | None = None, ru
         schedule=fed.schedule,
         options=_options(refine),
         run_dir=run_dir or RunPaths(config).refine_dir,
-        device=resolve_device(config.device),
+        device=device,
         meta=_describe(config, fed.classes),
+        held_out=hold_out(fed, refine, device),
     )
+
+
+def hold_out(fed: Fed, refine: RefineConfig, device: torch.device) -> HeldOut | None:
+    """Labelled photos that decide how long to train; None: none do."""
+    photos = fed.source.photos if isinstance(fed.source, Mixed) else fed.source
+    patience = patience_of(refine.held_out, fed.schedule, len(photos))
+    if patience is None or not isinstance(photos, LabelSource):
+        return None
+    numbers = draw_held_out(refine.held_out, range(len(photos)), refine.seed)
+    rest = replace(photos, photos=tuple(p for n, p in enumerate(photos.photos) if n not in numbers))
+    others = replace(fed.source, photos=rest) if isinstance(fed.source, Mixed) else rest
+    held = replace(photos, photos=tuple(photos.photos[n] for n in sorted(numbers)), flip=False)
+    return HeldOut(patience, others, LabelLosses(held, device))
+
+
+@dataclass(frozen=True)
+class LabelLosses:
+    """The sum of torchvision's losses of every photo of a source, with the same regions drawn each time."""
+
+    photos: LabelSource
+    device: torch.device
+
+    def __call__(self, model: nn.Module) -> list[float]:
+        model.train()  # in eval mode there are no losses; its norms are frozen
+        losses = list[Tensor]()
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            for number in range(len(self.photos)):
+                sample = self.photos.sample(number, np.random.default_rng(number))
+                if sample is not None:
+                    torch.manual_seed(number)
+                    target = {name: value.to(self.device) for name, value in sample["target"].items()}
+                    found = model([sample["image"].to(self.device)], [target])
+                    losses.append(torch.stack(list(found.values())).sum())
+        model.eval()
+        return torch.stack(losses).tolist()
 
 
 class Fed(NamedTuple):
@@ -116,8 +157,10 @@ def check_mask_rcnn(config: Config, labels: Path) -> None:
     if labels.is_file():
         fed = _fed(config, labels)
         model = build_mask_rcnn(refine.backbone, len(fed.classes), RANDOM, refine.min_side, refine.max_side)
+        held_out = hold_out(fed, refine, torch.device("cpu"))
+        patience = None if held_out is None else held_out.patience
         groups, meta = _param_groups(model, refine), _describe(config, fed.classes)
-        is_finished(run_dir, signature_of(groups, len(fed.source), fed.schedule, _options(refine), meta))
+        is_finished(run_dir, signature_of(groups, len(fed.source), fed.schedule, _options(refine), meta, patience))
 
 
 def _options(refine: RefineConfig) -> FitOptions:

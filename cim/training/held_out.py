@@ -1,8 +1,10 @@
-"""Photos that decide how long CIM trains (:mod:`cim.engine.held_out`): does it still learn to tell what they show?"""
+"""Photos that decide how long a network trains (:mod:`cim.engine.held_out`); CIM: does it still learn to tell what they
+show?"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,19 +25,25 @@ LEAST, LATEST = 0.5, 2.0  # of what is planned
 WAITED = 4  # looks without a gain
 
 
-def patience_of(train: TrainConfig, planned: Schedule, tagged: int) -> Patience | None:
-    """When the rate falls, with so many photos that have tags; None: as planned, nothing is held out."""
-    if not planned.steps or not held_out_of(train, tagged):
+def patience_of(share: float, planned: Schedule, photos: int) -> Patience | None:
+    """When the rate falls, of a training on so many photos; None: as planned, nothing is held out."""
+    if not planned.steps or not count_held_out(share, photos):
         return None
     every = max(planned.steps[0] // LOOKS, 1)
-    least, most = (max(math.ceil(share * planned.steps[0] / every), 1) for share in (LEAST, LATEST))
+    least, most = (max(math.ceil(part * planned.steps[0] / every), 1) for part in (LEAST, LATEST))
     return Patience(every, WAITED, least, most)
 
 
-def held_out_of(train: TrainConfig, tagged: int) -> int:
-    """How many of so many photos with tags are held out; none where they would be too few to say anything."""
-    count = min(int(train.held_out * tagged), MOST)
+def count_held_out(share: float, photos: int) -> int:
+    """How many of so many photos are held out; none where they would be too few to say anything."""
+    count = min(int(share * photos), MOST)
     return count if count >= FEWEST else 0
+
+
+def draw_held_out(share: float, photos: Sequence[int], seed: int) -> frozenset[int]:
+    """Which of these photos are held out."""
+    drawn = np.random.default_rng([seed, len(photos)]).permutation(photos)
+    return frozenset(drawn[: count_held_out(share, len(photos))].tolist())
 
 
 def hold_out(
@@ -54,11 +62,10 @@ def hold_out(
     """
     proposed = photos.regions.seen()
     tagged = [n for n, record in enumerate(photos.dataset) if record.tags and proposed(record.image_id)]
-    patience = patience_of(train, planned, len(tagged))
+    patience = patience_of(train.held_out, planned, len(tagged))
     if patience is None:
         return None
-    drawn = np.random.default_rng([train.seed, len(tagged)]).permutation(tagged)
-    numbers = frozenset(drawn[: held_out_of(train, len(tagged))].tolist())
+    numbers = draw_held_out(train.held_out, tagged, train.seed)
     order = range(len(photos.dataset)) if photos.order is None else photos.order
     rest = replace(photos, order=tuple(n for n in order if n not in numbers))
     others = replace(mixed, photos=rest) if isinstance(mixed, Mixed) else rest

@@ -155,7 +155,7 @@ def check_cim(config: Config, dataset: Dataset) -> None:
     images = len(_order(dataset, train)) if train.balance else len(dataset)
     images += scenes_among(images, train)
     meta = describe(config, dataset, regions)
-    patience = patience_of(train, schedule, sum(map(bool, tags)))
+    patience = patience_of(train.held_out, schedule, sum(map(bool, tags)))
     expected = signature_of(groups_of(model, train), images, schedule, options_of(train), meta, patience)
     is_finished(paths.train_dir, expected)
 
