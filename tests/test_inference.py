@@ -241,6 +241,10 @@ def test_tools_from_photos_to_metrics(run, capsys):
     assert run_tool("evaluation", path, "--results", results, "--corloc", "--metric", "coco", "--output", other) == 0
     row = json.loads((other / "metrics.json").read_text())["rows"]["results"]
     assert 0 <= row["CorLoc"] <= 100 and "APL" in row and "AP" in row["per_class"][CLASSES[0]]
+    options = ["--set", "data.eval_split=train"]  # as if another split were the usual one
+    assert run_tool("evaluation", path, "--split", "val", *options) == 0
+    rows = json.loads((work / "metrics.json").read_text())["rows"]
+    assert rows["CIM"] == metrics["rows"]["CIM"] and rows["CIM (val)"]["mAP@0.50"] == again["mAP@0.50"]
 
 
 def test_photos_without_proposals_are_left_out_and_counted(tmp_path, caplog):

@@ -100,7 +100,7 @@ class LabelLosses:
                     found = model([sample["image"].to(self.device)], [target])
                     losses.append(torch.stack(list(found.values())).sum())
         model.eval()
-        return torch.stack(losses).tolist()
+        return torch.stack(losses).tolist() if losses else [0.0]  # no label large enough in any: nothing to go by
 
 
 class Fed(NamedTuple):

@@ -88,4 +88,4 @@ class ImageLabelLosses:
             if sample is not None:
                 scores = model(sample := sample.to(self.device))
                 losses.append(mil_loss(scores.cls.float(), scores.det.float(), sample.tags, self.stable))
-        return torch.stack(losses).tolist()
+        return torch.stack(losses).tolist() if losses else [0.0]  # no proposals in any: nothing to go by

@@ -84,7 +84,8 @@ def _judge(
         "score_threshold": args.score_threshold,
     }
     given = Given.read(truth_path, path, _classes_by_id(dataset) if dataset else None)
-    name = _name(args, config)
+    other = f" ({split})" if config and split != config.data.eval_split else ""  # beside the rows of the usual split
+    name = _name(args, config, other)
     if not has_masks(given.truth):
         _judge_boxes(args, given, name, folder, settings, rules)
         return 0
@@ -98,7 +99,7 @@ def _judge(
             raise CimError("--oracle needs the proposals", fix="pass CONFIG")
         source = open_regions(RunPaths(config).proposals(split))
         for label, kind in (("oracle", "equal"), ("oracle, ranked by IoU", "iou")):
-            rows[label] = oracle_results(
+            rows[f"{label}{other}"] = oracle_results(
                 truth, lambda i: with_masks(source.load(i), i) if source.has(i) else None, kind
             )
     localise = args.corloc or bool(config and split == config.data.train_split)
@@ -209,14 +210,14 @@ def _results(
     return path, settings | {"scores": store.provenance}
 
 
-def _name(args: argparse.Namespace, config: Config | None) -> str:
+def _name(args: argparse.Namespace, config: Config | None, other: str) -> str:
     if args.name:
         return args.name
     if args.results is not None:
         return args.results.stem
     name = BASELINES[config.mining.method] if config else "CIM"
     name = {"scores": name, "mil": "WSDDN", "both": f"{name} x WSDDN"}[args.branch]
-    return name if args.nms is None else f"{name}, {args.nms} NMS"
+    return (name if args.nms is None else f"{name}, {args.nms} NMS") + other
 
 
 def _tell(folder: Path, scored: dict[str, dict[str, Any]], diagnoses: dict[str, dict[str, Any]]) -> None:
