@@ -29,7 +29,7 @@ from cim.mining.losses import Criterion, class_loss, integrity_loss
 from cim.mining.miners import CIMMiner
 from cim.mining.scene_labels import scene_clusters, scene_labels
 from cim.storage.store import Store
-from cim.training.scene_source import Mixed, Scenes, SceneSource, draw_scene
+from cim.training.scene_source import Mixed, Scenes, SceneSource, among_scenes, draw_scene
 from cim.training.scenes import CertainOptions, Cutout, certain_instance, compose, cut_out, scene_truth
 from cim.training.train import train_cim
 
@@ -186,6 +186,8 @@ def test_scenes_from_disk(tmp_path: Path):
     mixed = Mixed(source, source, 5)
     assert len(mixed) == 8
     assert mixed.sample(7, np.random.default_rng(0)).image_id.startswith("scene ")
+    fewer = replace(source, max_proposals=2)
+    assert among_scenes(fewer, mixed) == Mixed(fewer, source, 5) and among_scenes(fewer, source) is fewer
 
 
 def test_backgrounds_lack_the_class():

@@ -27,7 +27,7 @@ from cim.models.backbones import RANDOM, weights_named
 from cim.models.mask_rcnn import UNKNOWN, build_mask_rcnn
 from cim.training.held_out import draw_held_out, patience_of
 from cim.training.lengths import Length
-from cim.training.scene_source import Mixed
+from cim.training.scene_source import Mixed, among_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,8 @@ def hold_out(fed: Fed, refine: RefineConfig, device: torch.device) -> HeldOut | 
         return None
     numbers = draw_held_out(refine.held_out, range(len(photos)), refine.seed)
     rest = replace(photos, photos=tuple(p for n, p in enumerate(photos.photos) if n not in numbers))
-    others = replace(fed.source, photos=rest) if isinstance(fed.source, Mixed) else rest
     held = replace(photos, photos=tuple(photos.photos[n] for n in sorted(numbers)), flip=False)
-    return HeldOut(patience, others, LabelLosses(held, device))
+    return HeldOut(patience, among_scenes(rest, fed.source), LabelLosses(held, device))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from cim.config.schema import TrainConfig
 from cim.engine.held_out import HeldOut, Patience
 from cim.engine.schedule import Schedule
 from cim.mining.losses import mil_loss
-from cim.training.scene_source import Mixed
+from cim.training.scene_source import Mixed, among_scenes
 from cim.training.source import CIMSource
 
 FEWEST = 20  # photos: fewer do not agree on any gain, and training ended early (docs/RESULTS.md)
@@ -48,7 +48,7 @@ def draw_held_out(share: float, photos: Sequence[int], seed: int) -> frozenset[i
 
 def hold_out(
     photos: CIMSource,
-    mixed: CIMSource | Mixed,
+    trained_on: CIMSource | Mixed,
     train: TrainConfig,
     planned: Schedule,
     stable: bool,
@@ -57,7 +57,7 @@ def hold_out(
     """What :func:`cim.engine.fit.fit` asks for; None: nothing is held out.
 
     Args:
-        mixed: what is trained on: the photos, perhaps among scenes, which are never held out.
+        trained_on: the photos, or they among scenes, which are never held out.
         stable: of the loss, see :mod:`cim.mining.losses`.
     """
     proposed = photos.regions.seen()
@@ -68,9 +68,8 @@ def hold_out(
     numbers = draw_held_out(train.held_out, tagged, train.seed)
     order = range(len(photos.dataset)) if photos.order is None else photos.order
     rest = replace(photos, order=tuple(n for n in order if n not in numbers))
-    others = replace(mixed, photos=rest) if isinstance(mixed, Mixed) else rest
     losses = ImageLabelLosses(replace(photos, order=tuple(sorted(numbers))), device, stable)
-    return HeldOut(patience, others, losses)
+    return HeldOut(patience, among_scenes(rest, trained_on), losses)
 
 
 @dataclass(frozen=True)

@@ -194,5 +194,10 @@ class Mixed:
         return self.scenes.sample(int(rng.integers(len(self.scenes))), rng)
 
 
+def among_scenes(photos: Source, trained_on: Source) -> Source:
+    """These photos in place of those of ``trained_on``, with its scenes where it has any."""
+    return replace(trained_on, photos=photos) if isinstance(trained_on, Mixed) else photos
+
+
 def _name(number: int) -> str:
     return f"scene {number}"
