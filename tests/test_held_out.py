@@ -1,4 +1,4 @@
-"""Held-out images decide how long to train: the rule, the loop, and CIM's photos."""
+"""Held-out images decide how long to train: the rule and the loop."""
 
 from __future__ import annotations
 

@@ -70,9 +70,8 @@ def train_mask_rcnn(config: Config, labels: Path, images: Path | None = None, ru
 
 def hold_out(fed: Fed, refine: RefineConfig, device: torch.device) -> HeldOut | None:
     """Labelled photos that decide how long to train; None: none do."""
-    photos = fed.source.photos if isinstance(fed.source, Mixed) else fed.source
-    patience = patience_of(refine.held_out, fed.schedule, len(photos))
-    if patience is None or not isinstance(photos, LabelSource):
+    photos, patience = fed.photos, patience_of(refine.held_out, fed.schedule, len(fed.photos))
+    if patience is None:
         return None
     numbers = draw_held_out(refine.held_out, range(len(photos)), refine.seed)
     rest = replace(photos, photos=tuple(p for n, p in enumerate(photos.photos) if n not in numbers))
@@ -103,8 +102,10 @@ class LabelLosses:
 
 
 class Fed(NamedTuple):
-    """What a label file gives a training: its source, classes, and how long it lasts."""
+    """What a label file gives a training: its photos, these with scenes where they are asked for, classes, and how long
+    it lasts."""
 
+    photos: LabelSource
     source: Source
     classes: Sequence[str]
     schedule: Schedule
@@ -115,7 +116,7 @@ def _fed(config: Config, labels: Path, images: Path | None = None) -> Fed:
     photos, classes = open_labels(labels, images)
     source = LabelSource(photos, refine.min_side, refine.max_side, refine.flip, refine.score_weighted)
     schedule = schedule_of(refine, [sorted(set(photo.labels)) for photo in photos])
-    return Fed(with_scenes(source, refine), classes, schedule)
+    return Fed(source, with_scenes(source, refine), classes, schedule)
 
 
 def with_scenes(source: LabelSource, refine: RefineConfig) -> Source:
@@ -156,8 +157,7 @@ def check_mask_rcnn(config: Config, labels: Path) -> None:
     if labels.is_file():
         fed = _fed(config, labels)
         model = build_mask_rcnn(refine.backbone, len(fed.classes), RANDOM, refine.min_side, refine.max_side)
-        held_out = hold_out(fed, refine, torch.device("cpu"))
-        patience = None if held_out is None else held_out.patience
+        patience = patience_of(refine.held_out, fed.schedule, len(fed.photos))
         groups, meta = _param_groups(model, refine), _describe(config, fed.classes)
         is_finished(run_dir, signature_of(groups, len(fed.source), fed.schedule, _options(refine), meta, patience))
 

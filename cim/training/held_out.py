@@ -60,6 +60,8 @@ def hold_out(
         trained_on: the photos, or they among scenes, which are never held out.
         stable: of the loss, see :mod:`cim.mining.losses`.
     """
+    if not train.held_out:  # before all photos are looked through
+        return None
     proposed = photos.regions.seen()
     tagged = [n for n, record in enumerate(photos.dataset) if record.tags and proposed(record.image_id)]
     patience = patience_of(train.held_out, planned, len(tagged))

@@ -71,8 +71,9 @@ class CIMSource:
 
     def _record(self, index: int) -> Record:
         record = self.dataset[index if self.order is None else self.order[index]]
-        heeded = {"nothing": NOTHING, "marked": record.known.marked(), "all": record.known}
-        return replace(record, known=heeded[self.known])
+        if self.known == "all":
+            return record
+        return replace(record, known=record.known.marked() if self.known == "marked" else NOTHING)
 
     def _clusters(self, record: Record) -> Clusters | None:
         if self.clusters is None or not self.clusters.has(record.image_id):
